@@ -1,0 +1,14 @@
+"""ProbMask on scikit-learn's digits, which need no download: the first experiment to run.
+
+    python -m experiments.run experiments/configs/digits_probmask.py
+"""
+
+from experiments.phases import FineTune, Search
+from experiments.run import Experiment
+
+experiment = Experiment(
+    model="lenet300100",
+    dataset="digits",
+    density=0.01,
+    phases=(Search(epochs=150, batch=128), FineTune(epochs=50)),
+)

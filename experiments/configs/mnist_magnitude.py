@@ -1,0 +1,15 @@
+"""One-shot global magnitude pruning on MNIST, then the fine-tuning of mnist_probmask.py.
+
+    python -m experiments.run experiments/configs/mnist_magnitude.py --data_dir=... --density=0.01
+"""
+
+from experiments.phases import Dense, FineTune, PruneMagnitudes
+from experiments.run import Experiment
+
+experiment = Experiment(
+    model="lenet300100",
+    dataset="mnist",
+    limit=20_000,
+    density=0.01,
+    phases=(Dense(epochs=20), PruneMagnitudes(), FineTune(epochs=20)),
+)

@@ -1,0 +1,66 @@
+"""The picture that a finished run leaves."""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402
+
+import jaxprune as jp  # noqa: E402
+
+
+def run_picture(rows: list[dict], layers: list[jp.Layer], path: Path) -> None:
+    """Test accuracy and sparsity over time, and the density of each layer."""
+    figure, (over_time, by_layer) = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
+    _over_time(over_time, rows)
+    density_by_layer(by_layer, layers)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _over_time(axis, rows):
+    first, offset = 0.0, {}
+    for row in rows:
+        offset.setdefault(row["number"], first)
+        first = offset[row["number"]] + row["epoch"]
+    epochs = [offset[row["number"]] + row["epoch"] for row in rows]
+    axis.plot(epochs, [row["accuracy"] for row in rows], "o-", ms=3, label="test accuracy")
+    axis.plot(epochs, [row["sparsity"] for row in rows], "s-", ms=3, label="sparsity")
+    for number, start in offset.items():
+        name = next(row["phase"] for row in rows if row["number"] == number)
+        axis.axvline(start, color="grey", lw=0.8)
+        axis.annotate(name, (start, 0.02), xycoords=("data", "axes fraction"), color="grey")
+    axis.set(xlabel="epoch", ylim=(0, 1.02), title="Over time")
+    axis.legend(loc="lower right")
+
+
+def density_by_layer(axis, layers: list[jp.Layer]) -> None:
+    """Draws one bar a layer on the axis, and the density of the whole network as a line."""
+    names = [layer.path.removesuffix("/value").removesuffix("/kernel") for layer in layers]
+    axis.barh(names, [layer.density for layer in layers])
+    whole = sum(layer.kept for layer in layers) / sum(layer.size for layer in layers)
+    axis.axvline(whole, color="black", ls="--", lw=1, label=f"whole network {whole:.2%}")
+    axis.invert_yaxis()
+    axis.set(xlabel="density", xscale="log", title="Density by layer")
+    axis.tick_params(axis="y", labelsize=8 if len(names) < 20 else 5)
+    axis.legend()
+
+
+def sweep_picture(rows: list[dict], path: Path) -> None:
+    """Test accuracy against density, one line a config, with the spread over seeds."""
+    figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for name in dict.fromkeys(row["name"] for row in rows):
+        own = [row for row in rows if row["name"] == name]
+        axis.errorbar(
+            [row["density"] for row in own],
+            [row["mean"] for row in own],
+            [row["spread"] for row in own],
+            marker="o",
+            capsize=3,
+            label=name,
+        )
+    axis.set(xscale="log", xlabel="density", ylabel="test accuracy, %")
+    axis.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

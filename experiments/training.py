@@ -1,0 +1,276 @@
+"""Trains one phase on all devices, in a way that can be stopped at any moment.
+
+Everything a step depends on is in `State` or follows from the step's number: the order of the
+records, their augmentation and the draws of masks. A restored state therefore goes on to the same
+bits. Many steps run in one call to the device; their number adapts so that a call takes about a second.
+"""
+
+import json
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding
+from orbax.checkpoint import v1 as ocp
+
+import jaxprune as jp
+from experiments import data
+from experiments.phases import Network, Tree
+
+_SECONDS_A_CALL = 1.0
+_EVALUATION_BATCH = 1000
+
+
+class State(NamedTuple):
+    """All that a phase's training changes, and its key."""
+
+    params: Tree
+    rest: Tree
+    opt_state: optax.OptState
+    key: jax.Array
+    step: jax.Array
+    loss: jax.Array  # summed since the last evaluation
+
+
+class Room:
+    """The model, the records and the devices: what stays the same for all phases."""
+
+    def __init__(self, graph: nnx.GraphDef, dataset: data.Dataset, holdout: int = 0):
+        heldout = (dataset.train_images[:0], dataset.train_labels[:0])
+        if holdout:
+            dataset, heldout = data.holdout(dataset, holdout)
+        mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+        self.split_by_record = NamedSharding(mesh, jax.P("data"))
+        self.on_all = NamedSharding(mesh, jax.P())
+        self.graph, self.dataset = graph, dataset
+        self.train = self.replicated((dataset.train_images, dataset.train_labels))
+        self.test = self.replicated((dataset.test_images, dataset.test_labels))
+        self.heldout = self.replicated(heldout)
+        self._accuracy = jax.jit(self._accuracy_of)
+
+    def replicated(self, tree: Tree) -> Tree:
+        """The tree on every device."""
+        return jax.device_put(tree, self.on_all)
+
+    def test_accuracy(self, weights: Tree, rest: Tree) -> jax.Array:
+        """The fraction of test records classified correctly."""
+        return self._accuracy(weights, rest, *self.test)
+
+    def heldout_accuracy(self, weights: Tree, rest: Tree) -> jax.Array:
+        """The fraction of held-out training records classified correctly."""
+        if not len(self.heldout[1]):
+            raise ValueError("choosing among sampled masks needs held-out records: set --holdout")
+        return self._accuracy(weights, rest, *self.heldout)
+
+    def batch(self, indices: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Training images, augmented and normalised, and labels, each device with its part."""
+        images, labels = (
+            jax.lax.with_sharding_constraint(array[indices], self.split_by_record)
+            for array in self.train
+        )
+        if self.dataset.augment:
+            images = data.random_crop_flip(key, images)
+        return data.normalize(images, self.dataset.mean, self.dataset.std), labels
+
+    def loss(self, weights: Tree, rest: Tree, images, labels) -> tuple[jax.Array, Tree]:
+        """Mean cross-entropy, and the rest of the model after seeing the images."""
+        model = nnx.merge(self.graph, weights, rest, copy=True)
+        logits = model(images, train=True)
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+        return loss, nnx.split(model, nnx.Param, ...)[2]
+
+    def _accuracy_of(self, weights, rest, images, labels):
+        model = nnx.merge(self.graph, weights, rest, copy=True)
+        devices = self.on_all.mesh.size
+        size = devices * -(-min(_EVALUATION_BATCH, len(labels)) // devices)
+        batches = jnp.arange(-(-len(labels) // size) * size).reshape(-1, size)
+
+        def correct(indices):
+            indices = jax.lax.with_sharding_constraint(indices, self.split_by_record)
+            inputs = data.normalize(images[indices], self.dataset.mean, self.dataset.std)
+            right = model(inputs, train=False).argmax(-1) == labels[indices]
+            return jnp.sum(right & (indices < len(labels)), dtype=jnp.int32)
+
+        return jnp.sum(jax.lax.map(correct, batches)) / len(labels)
+
+
+def train(
+    phase: Any,
+    network: Network,
+    density: float,
+    room: Room,
+    key: jax.Array,
+    log: "PhaseLog",
+    checkpoints: Path,
+    checkpoint_seconds: float,
+    evaluations: int,
+) -> Network:
+    """Trains the phase from its last checkpoint, or from `network`, to its end."""
+    count, devices = len(room.train[1]), room.on_all.mesh.size
+    if phase.batch % devices or phase.batch > count:
+        raise ValueError(
+            f"the batch of {phase.batch} must divide by the {devices} devices and be at most the "
+            f"{count} training records"
+        )
+    per_epoch = count // phase.batch
+    steps = phase.epochs * per_epoch
+    optimizer = phase.optimizer(network, density, steps)
+    initial_params = phase.begin(network, density)
+    order_key, draw_key, end_key = jax.random.split(key, 3)
+
+    def one_step(_, carry):
+        state, order = carry
+        step_key = jax.random.fold_in(draw_key, state.step)
+        augment_key, mask_key = jax.random.split(step_key)
+        images, labels = room.batch(order[state.step % per_epoch], augment_key)
+        loss, rest, grads = phase.gradients(
+            state.params,
+            state.rest,
+            lambda weights, rest: room.loss(weights, rest, images, labels),
+            mask_key,
+            state.step / steps,
+        )
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return State(params, rest, opt_state, state.key, state.step + 1, state.loss + loss), order
+
+    def advance(state: State, number: jax.Array) -> State:
+        epoch = state.step // per_epoch
+        order = data.epoch_batches(jax.random.fold_in(order_key, epoch), count, phase.batch)
+        return jax.lax.fori_loop(0, number, one_step, (state, order))[0]
+
+    @jax.jit
+    def evaluate(state: State):
+        weights, mask = phase.current(
+            state.params, network.mask, jax.random.fold_in(draw_key, steps + state.step)
+        )
+        return room.test_accuracy(weights, state.rest), jp.sparsity(mask)
+
+    advance = jax.jit(advance, donate_argnums=0)
+    state = room.replicated(
+        State(
+            params=jax.tree.map(jnp.copy, initial_params),
+            rest=jax.tree.map(jnp.copy, network.rest),
+            opt_state=optimizer.init(initial_params),
+            key=key,
+            step=jnp.int32(0),
+            loss=jnp.float32(0),
+        )
+    )
+    with ocp.training.Checkpointer(
+        checkpoints, preservation_policy=ocp.training.preservation_policies.LatestN(1)
+    ) as checkpointer:
+        if checkpointer.latest is not None:
+            state = checkpointer.load_pytree(checkpointer.latest.step, abstract(state))
+        step = log.resume(int(state.step), steps)
+        marks = [round(steps * i / evaluations) for i in range(1, evaluations + 1)]
+        chunk, saved = 1, time.monotonic()
+        while step < steps:
+            mark = next(mark for mark in marks if mark > step)
+            number = min(chunk, mark - step, per_epoch - step % per_epoch)
+            started = time.monotonic()
+            state = jax.block_until_ready(advance(state, number))
+            step += number
+            log.progress(step, number, time.monotonic() - started)
+            if number == chunk and time.monotonic() - started < _SECONDS_A_CALL / 2:
+                chunk *= 2
+            if step == mark:
+                accuracy, sparsity = evaluate(state)
+                since = mark - max([0, *(m for m in marks if m < mark)])
+                log.evaluation(step, step / per_epoch, state.loss / since, accuracy, sparsity)
+                state = state._replace(loss=jnp.zeros_like(state.loss))
+            if time.monotonic() - saved > checkpoint_seconds:
+                checkpointer.save_pytree(step, state)
+                saved = time.monotonic()
+
+    network = network._replace(rest=state.rest)
+    heldout = lambda weights: room.heldout_accuracy(weights, state.rest)  # noqa: E731
+    return phase.end(state.params, network, density, end_key, heldout)
+
+
+def abstract(tree: Tree) -> Tree:
+    """Shapes, dtypes and shardings, as orbax wants them for loading."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree
+    )
+
+
+class Log:
+    """The evaluations of a run, as rows in memory and lines of a file."""
+
+    def __init__(self, path: Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        lines = path.read_text().splitlines() if path.exists() else []
+        self.rows = [json.loads(line) for line in lines if line.endswith("}")]
+
+    def of_phase(self, number: int, name: str) -> "PhaseLog":
+        """The part of the log that phase `number` writes."""
+        return PhaseLog(self, number, name)
+
+    def keep(self, rows: list[dict]) -> None:
+        """Replaces all rows."""
+        self.rows = rows
+        self.path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def append(self, row: dict) -> None:
+        """Adds a row."""
+        self.rows.append(row)
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+class PhaseLog:
+    """Progress and evaluations of one phase."""
+
+    def __init__(self, log: Log, number: int, name: str):
+        self.log, self.number, self.name = log, number, name
+        self.seconds, self.steps_done, self.printed = 0.0, 0, 0.0
+
+    def resume(self, step: int, steps: int) -> int:
+        """Forgets rows after `step`, from where training goes on."""
+        self.steps = steps
+        key = (self.number, step)
+        self.log.keep([row for row in self.log.rows if (row["number"], row["step"]) <= key])
+        if step:
+            print(f"{self.name}: goes on at step {step:,} of {steps:,}", flush=True)
+        return step
+
+    def progress(self, step: int, number: int, seconds: float) -> None:
+        """Counts steps; says now and then how fast they go and how long the rest will take."""
+        self.seconds += seconds
+        self.steps_done += number
+        if time.monotonic() - self.printed > 10:
+            self.printed = time.monotonic()
+            rate = self.steps_done / self.seconds
+            left = (self.steps - step) / rate
+            print(
+                f"{self.name}: step {step:,} of {self.steps:,}, {rate:.3g} steps/s, "
+                f"{left:,.0f} s left",
+                flush=True,
+            )
+
+    def evaluation(self, step, epoch, loss, accuracy, sparsity) -> None:
+        """Logs and prints one evaluation."""
+        row = {
+            "number": self.number,
+            "phase": self.name,
+            "step": step,
+            "epoch": epoch,
+            "loss": float(loss),
+            "accuracy": float(accuracy),
+            "sparsity": float(sparsity),
+            "seconds": self.seconds,
+        }
+        self.seconds = 0.0
+        self.steps_done = 0
+        self.log.append(row)
+        print(
+            f"{self.name}: epoch {epoch:.1f}, loss {row['loss']:.4f}, "
+            f"test accuracy {row['accuracy']:.2%}, sparsity {row['sparsity']:.2%}",
+            flush=True,
+        )

@@ -1,0 +1,49 @@
+"""jaxprune: sparse training in JAX by optax links and functions on trees.
+
+Which weights can be pruned?    prunable
+How sparse is it?               sparsity, count, layers, table
+Zero what a mask prunes         apply_mask, keep_mask
+Choose what stays               top_k_mask, project_top_k
+Learn what stays (ProbMask)     init_probabilities, relaxed_bernoulli, project_probabilities,
+                                best_sampled_mask, vrpge_gradient
+Constrain and sample            projection_capped_simplex, bernoulli_mask, counter_bits
+Change it over time             cubic_sparsity, cubic_density, annealed_temperature
+"""
+
+from jaxprune.masks import apply_mask, count, prunable, sparsity
+from jaxprune.probmask import (
+    best_sampled_mask,
+    init_probabilities,
+    project_probabilities,
+    vrpge_gradient,
+)
+from jaxprune.projections import projection_capped_simplex
+from jaxprune.pruning import keep_mask, project_top_k
+from jaxprune.report import Layer, layers, table
+from jaxprune.sampling import bernoulli_mask, counter_bits, relaxed_bernoulli
+from jaxprune.schedules import annealed_temperature, cubic_density, cubic_sparsity
+from jaxprune.selection import top_k_mask
+
+__all__ = [
+    "Layer",
+    "annealed_temperature",
+    "apply_mask",
+    "bernoulli_mask",
+    "best_sampled_mask",
+    "count",
+    "counter_bits",
+    "cubic_density",
+    "cubic_sparsity",
+    "init_probabilities",
+    "keep_mask",
+    "layers",
+    "project_probabilities",
+    "project_top_k",
+    "projection_capped_simplex",
+    "prunable",
+    "relaxed_bernoulli",
+    "sparsity",
+    "table",
+    "top_k_mask",
+    "vrpge_gradient",
+]

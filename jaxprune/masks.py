@@ -1,0 +1,197 @@
+"""Masks as trees: which leaves can be pruned; apply, count and check a mask.
+
+A mask has the structure of the parameters, with a boolean array where a leaf can be pruned and
+`None` where it stays dense. Functions of parameters and a mask take the parameters first:
+`jax.tree.map(f, params, mask)` then hands `None` to `f` where a leaf stays dense.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxprune import wide
+
+Where = Callable[[str, Any], bool] | str
+
+
+def path_name(path) -> str:
+    """A leaf's key path as text, such as `layers/0/kernel`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def prunable(params: chex.ArrayTree, where: Where | None = None) -> chex.ArrayTree:
+    """Chooses the leaves that can be pruned, as a mask that keeps every weight.
+
+    Args:
+      params: any tree of arrays: Flax NNX state, Linen dict, Equinox module, lists. Shapes
+        suffice (`jax.ShapeDtypeStruct`) under `jax.eval_shape`.
+      where: `None` for floating-point leaves with two or more dimensions (kernels and embeddings,
+        but no biases and no normalisation scales); a regular expression that is searched for in
+        the leaf's path (`"kernel"`, `"^encoder/.*kernel"`); or a predicate on (path, leaf). A
+        leaf that is not floating-point is never chosen.
+
+    Returns:
+      A tree like `params`: an all-`True` array for each chosen leaf, `None` for the others.
+
+    Raises:
+      ValueError: if nothing is chosen; the message lists the paths.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxprune as jp
+    >>> params = {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}
+    >>> jp.prunable(params)
+    {'bias': None, 'kernel': Array([[ True,  True,  True],
+           [ True,  True,  True]], dtype=bool)}
+    """
+    if where is None:
+        chosen = lambda path, leaf: leaf.ndim >= 2  # noqa: E731
+    elif isinstance(where, str):
+        pattern = re.compile(where)
+        chosen = lambda path, leaf: pattern.search(path) is not None  # noqa: E731
+    else:
+        chosen = where
+
+    def keep_all(path, leaf):
+        if is_floating(leaf) and chosen(path_name(path), leaf):
+            return jnp.ones_like(leaf, dtype=bool)
+        return None
+
+    mask = jax.tree_util.tree_map_with_path(keep_all, params)
+    if not jax.tree.leaves(mask):
+        paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        raise ValueError(
+            "no leaf can be pruned: it takes a floating-point leaf "
+            + ("of two or more dimensions" if where is None else f"that `where`={where!r} chooses")
+            + f"; the leaves are {paths}. Pass `where` to choose others."
+        )
+    return mask
+
+
+def is_floating(leaf) -> bool:
+    """Whether a leaf is a floating-point array."""
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def apply_mask(params: chex.ArrayTree, mask: chex.ArrayTree) -> chex.ArrayTree:
+    """Sets pruned weights to exactly zero, or scales weights by a soft mask.
+
+    Args:
+      params: tree of arrays.
+      mask: tree like `params`. Where its leaf is boolean, weights under `False` become 0 (NaN and
+        infinity too); where it is floating-point (a sample of `relaxed_bernoulli`), weights are
+        multiplied by it in float32 or wider; where it is `None`, the leaf is left alone.
+
+    Returns:
+      A tree like `params`, with its dtypes.
+
+    Raises:
+      ValueError: if the mask doesn't fit; the message names the leaf.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxprune as jp
+    >>> jp.apply_mask({"w": jnp.array([1.0, 2.0])}, {"w": jnp.array([True, False])})
+    {'w': Array([1., 0.], dtype=float32)}
+    """
+    mask = fit_mask(params, mask)
+
+    def masked(weight, keep):
+        if keep is None:
+            return weight
+        if keep.dtype == bool:
+            return jnp.where(keep, weight, jnp.zeros_like(weight))
+        product = jnp.promote_types(weight.dtype, keep.dtype)
+        return (weight.astype(product) * keep.astype(product)).astype(weight.dtype)
+
+    return jax.tree.map(masked, params, mask)
+
+
+def fit_mask(params: chex.ArrayTree, mask: chex.ArrayTree) -> chex.ArrayTree:
+    """The mask, checked against `params`, without leaves that `optax.masked` hides from a link.
+
+    Raises:
+      ValueError: if the mask doesn't fit; the message names the leaf.
+    """
+    hidden = lambda x: isinstance(x, optax.MaskedNode)  # noqa: E731
+    paths_and_leaves, structure = jax.tree_util.tree_flatten_with_path(params, is_leaf=hidden)
+    try:
+        masks = structure.flatten_up_to(mask)
+    except ValueError as error:
+        raise ValueError(
+            "the mask must have the structure of the parameters, with None for dense leaves; make "
+            f"it with `prunable(params)` or a function of such a tree. {error}"
+        ) from error
+    for (path, leaf), keep in zip(paths_and_leaves, masks, strict=True):
+        if not hidden(leaf) and keep is not None and jnp.shape(keep) != jnp.shape(leaf):
+            raise ValueError(
+                f"the mask of leaf '{path_name(path)}' must have the leaf's shape "
+                f"{jnp.shape(leaf)} or be None, got {getattr(keep, 'shape', keep)}"
+            )
+    return structure.unflatten(
+        leaf if hidden(leaf) else keep
+        for (_, leaf), keep in zip(paths_and_leaves, masks, strict=True)
+    )
+
+
+def nonzero_total(leaves: list[jax.Array]) -> wide.Wide:
+    """The exact number of non-zero entries of all leaves, as a scalar `Wide`."""
+    return wide.at(wide.total(wide.exact_sums([[leaf != 0] for leaf in leaves], [1])), 0)
+
+_nonzero_total = jax.jit(nonzero_total)
+
+
+def count(mask: chex.ArrayTree) -> int:
+    """The number of kept weights, exactly, past 2**31 too and without x64.
+
+    Args:
+      mask: tree of boolean arrays and `None`.
+
+    Returns:
+      A Python integer; so the call waits for the device. Inside `jax.jit` use `sparsity`.
+
+    Raises:
+      TypeError: for leaves that aren't boolean (count of a parameter tree: see `sparsity`).
+
+    >>> import jax.numpy as jnp
+    >>> import jaxprune as jp
+    >>> jp.count({"w": jnp.array([True, False, True]), "b": None})
+    2
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(mask):
+        if leaf.dtype != bool:
+            raise TypeError(
+                f"count takes masks, but leaf '{path_name(path)}' is {leaf.dtype}; "
+                "for parameters use `sparsity`"
+            )
+    return wide.to_int(_nonzero_total(jax.tree.leaves(mask)))
+
+
+def sparsity(tree: chex.ArrayTree) -> jax.Array:
+    """The fraction of zeros among prunable weights.
+
+    Args:
+      tree: a mask (boolean leaves and `None`), or parameters, of which the leaves that `prunable`
+        chooses by default are counted. For another choice: `sparsity(apply(...))` of that subtree.
+
+    Returns:
+      float32 scalar in [0, 1], from an exact count; works inside `jax.jit`.
+
+    Raises:
+      ValueError: if nothing is prunable.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxprune as jp
+    >>> float(jp.sparsity({"w": jnp.array([[1.0, 0.0], [0.0, 0.0]]), "b": jnp.ones(2)}))
+    0.75
+    """
+    leaves = jax.tree.leaves(tree)
+    if not leaves or any(leaf.dtype != bool for leaf in leaves):
+        chosen = jax.tree.map(lambda x, keep: None if keep is None else x, tree, prunable(tree))
+        leaves = jax.tree.leaves(chosen)
+    size = sum(leaf.size for leaf in leaves)
+    zeros = wide.subtract(wide.wide(size), _nonzero_total(leaves))
+    return wide.to_float(zeros) / max(size, 1)

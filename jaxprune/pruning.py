@@ -1,0 +1,157 @@
+"""Links that prune the parameters they update: to a given mask, or to a global budget.
+
+A link stands last in an `optax.chain`. It sees the parameters and returns updates after which pruned
+weights are exactly zero: `params + (-params) == 0` in any dtype.
+"""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxprune import masks, selection, wide
+
+
+class KeepMaskState(NamedTuple):
+    """`mask`: the mask that is kept."""
+
+    mask: chex.ArrayTree
+
+
+def keep_mask(mask: chex.ArrayTree) -> optax.GradientTransformation:
+    """Keeps pruned weights at exactly zero, whatever the optimizer before it does.
+
+    Args:
+      mask: tree like the parameters: boolean arrays, `None` where a leaf stays dense. The state holds a
+        copy, found with `optax.tree.get(opt_state, "mask")`.
+
+    Returns:
+      A transformation for the end of a chain. The first update sets pruned weights to zero, if
+      they aren't yet.
+
+    Raises:
+      ValueError: in `init`, if the mask doesn't fit; the message names the leaf.
+
+    >>> import jax.numpy as jnp, optax
+    >>> import jaxprune as jp
+    >>> params = {"w": jnp.array([1.0, 2.0])}
+    >>> tx = optax.chain(optax.sgd(0.1), jp.keep_mask({"w": jnp.array([True, False])}))
+    >>> updates, _ = tx.update({"w": jnp.ones(2)}, tx.init(params), params)
+    >>> optax.apply_updates(params, updates)
+    {'w': Array([0.9, 0. ], dtype=float32)}
+    """
+
+    def init_fn(params):
+        return KeepMaskState(mask=jax.tree.map(jnp.copy, masks.fit_mask(params, mask)))
+
+    def update_fn(updates, state, params=None):
+        return _pruned_updates(updates, needed(params), state.mask), state
+
+    return optax.GradientTransformation(init_fn, update_fn)
+
+
+class ProjectTopKState(NamedTuple):
+    """`count`: updates so far, an int32 scalar. `mask`: the mask in force."""
+
+    count: jax.Array
+    mask: chex.ArrayTree
+
+
+def project_top_k(
+    sparsity: optax.ScalarOrSchedule,
+    *,
+    every: int = 1,
+    where: masks.Where | None = None,
+) -> optax.GradientTransformation:
+    """Projects the parameters onto a global sparsity: the largest magnitudes of the tree stay.
+
+    The mask is chosen anew at updates 0, `every`, 2 `every`, ... from the magnitudes of the updated
+    parameters, over all prunable leaves at once; in between it is kept. A pruned weight can return at
+    such an update, if its new value is large enough.
+
+    Args:
+      sparsity: fraction of zeros among prunable weights, in [0, 1]; a number or a schedule of the
+        link's own count. n (1 - sparsity), rounded, of n weights are kept: exactly for a Python number;
+        a traced one is a float32.
+      every: updates between two choices of the mask.
+      where: which leaves can be pruned, as for `prunable`.
+
+    Returns:
+      A transformation for the end of a chain. The mask is found with
+      `optax.tree.get(opt_state, "mask")`.
+
+    Raises:
+      ValueError: for a sparsity outside [0, 1], `every` < 1, or parameters without prunable leaves.
+
+    >>> import jax.numpy as jnp, optax
+    >>> import jaxprune as jp
+    >>> params = {"w": jnp.array([[1.0, -2.0], [3.0, 0.5]])}
+    >>> tx = optax.chain(optax.sgd(0.1), jp.project_top_k(0.5))
+    >>> updates, _ = tx.update({"w": jnp.ones((2, 2))}, tx.init(params), params)
+    >>> optax.apply_updates(params, updates)["w"].tolist()
+    [[0.0, -2.0999999046325684], [2.9000000953674316, 0.0]]
+    """
+    check_fraction("sparsity", sparsity)
+    if every < 1:
+        raise ValueError(f"`every` must be at least 1, got {every}")
+
+    def init_fn(params):
+        return ProjectTopKState(count=jnp.int32(0), mask=masks.prunable(params, where))
+
+    def update_fn(updates, state, params=None):
+        params = needed(params)
+
+        def choose():
+            magnitudes = jax.tree.map(
+                lambda p, m: None if m is None else jnp.abs(p),
+                optax.apply_updates(params, updates),
+                state.mask,
+            )
+            size = sum(leaf.size for leaf in jax.tree.leaves(magnitudes))
+            return selection.keep_largest(magnitudes, _kept(sparsity, state.count, size))
+
+        if every == 1:
+            mask = choose()
+        else:
+            mask = jax.lax.cond(state.count % every == 0, choose, lambda: state.mask)
+        state = ProjectTopKState(count=optax.safe_increment(state.count), mask=mask)
+        return _pruned_updates(updates, params, mask), state
+
+    return optax.GradientTransformation(init_fn, update_fn)
+
+
+def check_fraction(name: str, value) -> None:
+    if isinstance(value, (int, float)) and not 0 <= value <= 1:
+        raise ValueError(f"{name} must lie in [0, 1], got {value}")
+
+
+def _kept(sparsity, count, size: int) -> wide.Wide:
+    if isinstance(sparsity, (int, float)):
+        return wide.wide(size - round(sparsity * size))
+    value = sparsity(count) if callable(sparsity) else sparsity
+    kept = jnp.round((1.0 - jnp.asarray(value, jnp.float32)) * float(size))
+    whole = wide.wide(size)
+    kept = wide.from_float(jnp.maximum(kept, 0.0))
+    return wide.where(wide.less(kept, whole), kept, whole)
+
+
+def needed(params):
+    if params is None:
+        raise ValueError(
+            "this link needs the parameters: call `tx.update(grads, opt_state, params)`"
+        )
+    return params
+
+
+def _pruned_updates(updates, params, mask):
+    """Updates after which the parameters are zero where the mask is False."""
+
+    def prune(update, param, keep):
+        if keep is None:
+            return update
+        dtype = jnp.promote_types(update.dtype, param.dtype)  # in a narrower one -param is rounded
+        return jnp.where(keep, update.astype(dtype), -param.astype(dtype))
+
+    return jax.tree.map(prune, updates, params, mask)

@@ -1,0 +1,64 @@
+"""Every test runs on 8 host devices, under strict promotion, with warnings as errors.
+
+The devices are set before JAX is first used; JAX_PLATFORMS in the environment chooses others. The
+doctests of jaxprune/ run under JAX's own promotion rules, as a user would run them.
+"""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import hypothesis
+import jax
+import optax
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 8)
+
+hypothesis.settings.register_profile(
+    "jaxprune",
+    deadline=None,  # the first example compiles
+    derandomize="CI" in os.environ,
+    # Promotion is the same for every example, so it need not be set anew between them.
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
+hypothesis.settings.load_profile("jaxprune")
+
+
+@pytest.fixture(autouse=True)
+def strict_promotion():
+    """Arrays of different dtype or rank don't combine by themselves."""
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        yield
+
+
+@pytest.fixture
+def relaxed_promotion(strict_promotion):
+    """A whole test under JAX's own dtype promotion, for third-party code inside a jitted step.
+
+    `optax.adam` and all others that correct a bias raise a float to the power of the int32 count,
+    and clipping, inject_hyperparams and adafactor mix float32 with bfloat16 leaves. Flax needs none
+    of this. For a whole file: `pytestmark = pytest.mark.usefixtures("relaxed_promotion")`.
+    """
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.fixture(scope="session")
+def relaxed():
+    """`relaxed(optax.adam(1e-3))` promotes as JAX does by default; links around it stay strict."""
+
+    def wrap(transformation):
+        transformation = optax.with_extra_args_support(transformation)
+
+        def init(params):
+            with jax.numpy_dtype_promotion("standard"):
+                return transformation.init(params)
+
+        def update(updates, state, params=None, **extra_args):
+            with jax.numpy_dtype_promotion("standard"):
+                return transformation.update(updates, state, params, **extra_args)
+
+        return optax.GradientTransformationExtraArgs(init, update)
+
+    return wrap
