@@ -5,9 +5,9 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib import pyplot as plt
 
-import jaxprune as jp  # noqa: E402
+import jaxprune as jp
 
 
 def run_picture(rows: list[dict], layers: list[jp.Layer], path: Path) -> None:

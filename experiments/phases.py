@@ -139,7 +139,7 @@ class Search:
 
     def optimizer(self, network, density, steps):
         """SGD for weights, projected Adam for probabilities, gradients clipped before both."""
-        cosine = lambda peak: optax.cosine_decay_schedule(peak, steps)  # noqa: E731
+        cosine = lambda peak: optax.cosine_decay_schedule(peak, steps)
         first, last = round(self.densify_until * steps), round(self.reach_density_at * steps)
         schedule = jp.cubic_density(density, first, last)
         clip = optax.clip_by_global_norm(self.clip)
@@ -154,7 +154,9 @@ class Search:
             ),
         }
         together = clip if self.clip_jointly else optax.identity()
-        return optax.chain(together, optax.partition(links, {"weights": "weights", "probs": "probs"}))
+        return optax.chain(
+            together, optax.partition(links, {"weights": "weights", "probs": "probs"})
+        )
 
     def gradients(self, params, rest, task, key, progress):
         """(loss, new rest, gradients), each a mean over independent draws of the mask."""
@@ -187,7 +189,7 @@ class Search:
             size = sum(leaf.size for leaf in jax.tree.leaves(probs))
             mask = jp.top_k_mask(probs, round(density * size))
         else:
-            score = lambda mask: accuracy(jp.apply_mask(weights, mask))  # noqa: E731
+            score = lambda mask: accuracy(jp.apply_mask(weights, mask))
             mask, _ = jp.best_sampled_mask(key, probs, score)
         return network._replace(weights=weights, mask=mask)
 

@@ -3,8 +3,8 @@
     python -m experiments.sweep experiments/configs/mnist_probmask.py \\
         experiments/configs/mnist_magnitude.py --densities=0.5,0.1 --seeds=0,1,2 --data_dir=...
 
-Further flags go to `experiments.run`. Each run has its own folder beneath --out; finished ones are not
-repeated.
+Further flags go to `experiments.run`. Each run has its own folder beneath --out; finished ones are
+not repeated.
 """
 
 import argparse

@@ -67,11 +67,11 @@ class Room:
             raise ValueError("choosing among sampled masks needs held-out records: set --holdout")
         return self._accuracy(weights, rest, *self.heldout)
 
-    def batch(self, indices: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Training images, augmented and normalised, and labels, each device with its part."""
+    def batch(self, records, indices: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Images, augmented and normalised, and labels, each device with its part."""
         images, labels = (
             jax.lax.with_sharding_constraint(array[indices], self.split_by_record)
-            for array in self.train
+            for array in records
         )
         if self.dataset.augment:
             images = data.random_crop_flip(key, images)
@@ -125,9 +125,9 @@ def train(
     order_key, draw_key, end_key = jax.random.split(key, 3)
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def one_step(state: State, order: jax.Array) -> State:
+    def one_step(state: State, records, order: jax.Array) -> State:
         augment_key, mask_key = jax.random.split(jax.random.fold_in(draw_key, state.step))
-        images, labels = room.batch(order[state.step % per_epoch], augment_key)
+        images, labels = room.batch(records, order[state.step % per_epoch], augment_key)
         loss, rest, grads = phase.gradients(
             state.params,
             state.rest,
@@ -144,11 +144,10 @@ def train(
         return data.epoch_batches(jax.random.fold_in(order_key, epoch), count, phase.batch)
 
     @jax.jit
-    def evaluate(state: State):
-        weights, mask = phase.current(
-            state.params, network.mask, jax.random.fold_in(draw_key, steps + state.step)
-        )
-        return room.test_accuracy(weights, state.rest), jp.sparsity(mask)
+    def current(state: State):
+        key = jax.random.fold_in(draw_key, steps + state.step)
+        weights, mask = phase.current(state.params, network.mask, key)
+        return weights, jp.sparsity(mask)
 
     state = room.replicated(
         State(
@@ -166,16 +165,17 @@ def train(
         if checkpointer.latest is not None:
             state = checkpointer.load_pytree(checkpointer.latest.step, abstract(state))
         step = log.resume(int(state.step), steps)
-        order, saved = order_of(step // per_epoch), time.monotonic()
+        order, saved = None, time.monotonic()
         while step < steps:
-            if step % per_epoch == 0:
+            if order is None or step % per_epoch == 0:
                 order = order_of(step // per_epoch)
-            state = one_step(state, order)
+            state = one_step(state, room.train, order)
             step += 1
             if log.report_is_due():
                 log.report(int(state.step))
             if step in marks:
-                accuracy, sparsity = evaluate(state)
+                weights, sparsity = current(state)
+                accuracy = room.test_accuracy(weights, state.rest)
                 log.evaluation(step, step / per_epoch, state.loss / marks[step], accuracy, sparsity)
                 state = state._replace(loss=jnp.zeros_like(state.loss))
             if time.monotonic() - saved > checkpoint_seconds:
@@ -183,7 +183,7 @@ def train(
                 saved = time.monotonic()
 
     network = network._replace(rest=state.rest)
-    heldout = lambda weights: room.heldout_accuracy(weights, state.rest)  # noqa: E731
+    heldout = lambda weights: room.heldout_accuracy(weights, state.rest)
     return phase.end(state.params, network, density, end_key, heldout)
 
 
@@ -195,9 +195,7 @@ def evaluation_marks(steps: int, evaluations: int) -> dict[int, int]:
 
 def abstract(tree: Tree) -> Tree:
     """Shapes, dtypes and shardings, as orbax wants them for loading."""
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree
-    )
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
 
 
 class Log:

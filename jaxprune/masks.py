@@ -49,10 +49,10 @@ def prunable(params: chex.ArrayTree, where: Where | None = None) -> chex.ArrayTr
            [ True,  True,  True]], dtype=bool)}
     """
     if where is None:
-        chosen = lambda path, leaf: leaf.ndim >= 2  # noqa: E731
+        chosen = lambda path, leaf: leaf.ndim >= 2
     elif isinstance(where, str):
         pattern = re.compile(where)
-        chosen = lambda path, leaf: pattern.search(path) is not None  # noqa: E731
+        chosen = lambda path, leaf: pattern.search(path) is not None
     else:
         chosen = where
 
@@ -104,10 +104,16 @@ def apply_mask(params: chex.ArrayTree, mask: chex.ArrayTree) -> chex.ArrayTree:
             return weight
         if keep.dtype == bool:
             return jnp.where(keep, weight, jnp.zeros_like(weight))
-        product = jnp.promote_types(weight.dtype, keep.dtype)
+        product = wider_dtype(weight, keep)
         return (weight.astype(product) * keep.astype(product)).astype(weight.dtype)
 
     return jax.tree.map(masked, params, mask)
+
+
+def wider_dtype(a: jax.Array, b: jax.Array):
+    """The dtype that holds both arrays' values, under strict promotion too."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.promote_types(a.dtype, b.dtype)
 
 
 def fit_mask(params: chex.ArrayTree, mask: chex.ArrayTree) -> chex.ArrayTree:
@@ -116,8 +122,7 @@ def fit_mask(params: chex.ArrayTree, mask: chex.ArrayTree) -> chex.ArrayTree:
     Raises:
       ValueError: if the mask doesn't fit; the message names the leaf.
     """
-    hidden = lambda x: isinstance(x, optax.MaskedNode)  # noqa: E731
-    paths_and_leaves, structure = jax.tree_util.tree_flatten_with_path(params, is_leaf=hidden)
+    paths_and_leaves, structure = jax.tree_util.tree_flatten_with_path(params, is_leaf=_hidden)
     try:
         masks = structure.flatten_up_to(mask)
     except ValueError as error:
@@ -126,20 +131,33 @@ def fit_mask(params: chex.ArrayTree, mask: chex.ArrayTree) -> chex.ArrayTree:
             f"it with `prunable(params)` or a function of such a tree. {error}"
         ) from error
     for (path, leaf), keep in zip(paths_and_leaves, masks, strict=True):
-        if not hidden(leaf) and keep is not None and jnp.shape(keep) != jnp.shape(leaf):
+        if not _hidden(leaf) and keep is not None and jnp.shape(keep) != jnp.shape(leaf):
             raise ValueError(
                 f"the mask of leaf '{path_name(path)}' must have the leaf's shape "
                 f"{jnp.shape(leaf)} or be None, got {getattr(keep, 'shape', keep)}"
             )
     return structure.unflatten(
-        leaf if hidden(leaf) else keep
+        leaf if _hidden(leaf) else keep
         for (_, leaf), keep in zip(paths_and_leaves, masks, strict=True)
     )
 
 
+def visible(params: chex.ArrayTree, tree: chex.ArrayTree) -> chex.ArrayTree:
+    """The tree with what `optax.masked` or `optax.partition` hides from a link hidden as well."""
+    return jax.tree.map(lambda p, x: p if _hidden(p) else x, params, tree, is_leaf=_hidden)
+
+
+def _hidden(leaf) -> bool:
+    return isinstance(leaf, optax.MaskedNode)
+
+
 def nonzero_total(leaves: list[jax.Array]) -> wide.Wide:
     """The exact number of non-zero entries of all leaves, as a scalar `Wide`."""
-    return wide.at(wide.total(wide.exact_sums([[leaf != 0] for leaf in leaves], [1])), 0)
+    if not leaves:
+        return wide.wide(0)
+    rows = [[leaf if leaf.dtype == bool else leaf != 0] for leaf in leaves]
+    return wide.at(wide.total(wide.exact_sums(rows, [1])), 0)
+
 
 _nonzero_total = jax.jit(nonzero_total)
 
@@ -161,13 +179,18 @@ def count(mask: chex.ArrayTree) -> int:
     >>> jp.count({"w": jnp.array([True, False, True]), "b": None})
     2
     """
-    for path, leaf in jax.tree_util.tree_leaves_with_path(mask):
-        if leaf.dtype != bool:
-            raise TypeError(
-                f"count takes masks, but leaf '{path_name(path)}' is {leaf.dtype}; "
-                "for parameters use `sparsity`"
-            )
+    check_boolean(mask)
     return wide.to_int(_nonzero_total(jax.tree.leaves(mask)))
+
+
+def check_boolean(mask: chex.ArrayTree) -> None:
+    """Raises a TypeError that names the leaf unless all leaves are boolean arrays."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(mask):
+        if getattr(leaf, "dtype", None) != bool:
+            raise TypeError(
+                f"a mask has boolean leaves, but leaf '{path_name(path)}' is "
+                f"{getattr(leaf, 'dtype', type(leaf).__name__)}; of parameters there is `sparsity`"
+            )
 
 
 def sparsity(tree: chex.ArrayTree) -> jax.Array:
@@ -189,7 +212,7 @@ def sparsity(tree: chex.ArrayTree) -> jax.Array:
     0.75
     """
     leaves = jax.tree.leaves(tree)
-    if not leaves or any(leaf.dtype != bool for leaf in leaves):
+    if not leaves or any(getattr(leaf, "dtype", None) != bool for leaf in leaves):
         chosen = jax.tree.map(lambda x, keep: None if keep is None else x, tree, prunable(tree))
         leaves = jax.tree.leaves(chosen)
     size = sum(leaf.size for leaf in leaves)

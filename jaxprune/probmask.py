@@ -1,8 +1,8 @@
 """ProbMask: a probability of being kept for every weight, trained under one global budget.
 
-Zhou, Zhang, Xu, Zhang, "Effective Sparsification of Neural Networks with Global Sparsity Constraint"
-(CVPR 2021, arXiv 2105.01571). The probabilities are a second tree beside the weights. The loss
-samples a soft mask of them (`relaxed_bernoulli`), an optimizer updates them, and
+Zhou, Zhang, Xu, Zhang, "Effective Sparsification of Neural Networks with Global Sparsity
+Constraint" (CVPR 2021, arXiv 2105.01571). The probabilities are a second tree beside the weights.
+The loss samples a soft mask of them (`relaxed_bernoulli`), an optimizer updates them, and
 `project_probabilities` takes them back to the budget; each layer's density is an outcome. At the
 end a mask is fixed: the exact budget by `top_k_mask`, or the best of several samples by
 `best_sampled_mask`. Frozen weights (`optax.set_to_zero`) make it a search for a supermask.
@@ -91,8 +91,9 @@ def project_probabilities(
     def update_fn(updates, state, params=None):
         moved = optax.apply_updates(needed(params), updates)
         fraction = density(state.count) if callable(density) else density
-        budget = jnp.asarray(fraction, jnp.float32) * _total_cost(moved, costs)
-        projected = projections.projection_capped_simplex(moved, budget, costs=costs)
+        here = None if costs is None else masks.visible(moved, costs)
+        budget = jnp.asarray(fraction, jnp.float32) * _total_cost(moved, here)
+        projected = projections.projection_capped_simplex(moved, budget, costs=here)
         updates = jax.tree.map(jnp.subtract, projected, params)
         return updates, ProjectProbabilitiesState(count=optax.safe_increment(state.count))
 
@@ -115,8 +116,8 @@ def best_sampled_mask(
 ) -> tuple[chex.ArrayTree, chex.Numeric]:
     """Draws masks from the probabilities and returns the one with the highest score.
 
-    The number of kept weights is random: its mean is the sum of s, its variance the sum of s (1 - s). For
-    an exact number use `top_k_mask(probs, k)`.
+    The number of kept weights is random: its mean is the sum of s, its variance the sum of s (1 -
+    s). For an exact number use `top_k_mask(probs, k)`.
 
     Args:
       key: one `jax.random.key`.

@@ -1,7 +1,7 @@
 """Links that prune the parameters they update: to a given mask, or to a global budget.
 
-A link stands last in an `optax.chain`. It sees the parameters and returns updates after which pruned
-weights are exactly zero: `params + (-params) == 0` in any dtype.
+A link stands last in an `optax.chain`. It sees the parameters and returns updates after which
+pruned weights are exactly zero: `params + (-params) == 0` in any dtype.
 """
 
 from typing import NamedTuple
@@ -24,8 +24,8 @@ def keep_mask(mask: chex.ArrayTree) -> optax.GradientTransformation:
     """Keeps pruned weights at exactly zero, whatever the optimizer before it does.
 
     Args:
-      mask: tree like the parameters: boolean arrays, `None` where a leaf stays dense. The state holds a
-        copy, found with `optax.tree.get(opt_state, "mask")`.
+      mask: tree like the parameters: boolean arrays, `None` where a leaf stays dense. The state
+        holds a copy, found with `optax.tree.get(opt_state, "mask")`.
 
     Returns:
       A transformation for the end of a chain. The first update sets pruned weights to zero, if
@@ -68,13 +68,13 @@ def project_top_k(
     """Projects the parameters onto a global sparsity: the largest magnitudes of the tree stay.
 
     The mask is chosen anew at updates 0, `every`, 2 `every`, ... from the magnitudes of the updated
-    parameters, over all prunable leaves at once; in between it is kept. A pruned weight can return at
-    such an update, if its new value is large enough.
+    parameters, over all prunable leaves at once; in between it is kept. A pruned weight can return
+    at such an update, if its new value is large enough.
 
     Args:
       sparsity: fraction of zeros among prunable weights, in [0, 1]; a number or a schedule of the
-        link's own count. n (1 - sparsity), rounded, of n weights are kept: exactly for a Python number;
-        a traced one is a float32.
+        link's own count. n (1 - sparsity), rounded, of n weights are kept: exactly for a Python
+        number; a traced one is a float32.
       every: updates between two choices of the mask.
       where: which leaves can be pruned, as for `prunable`.
 
@@ -94,7 +94,7 @@ def project_top_k(
     [[0.0, -2.0999999046325684], [2.9000000953674316, 0.0]]
     """
     check_fraction("sparsity", sparsity)
-    if every < 1:
+    if isinstance(every, int) and every < 1:
         raise ValueError(f"`every` must be at least 1, got {every}")
 
     def init_fn(params):
@@ -112,7 +112,7 @@ def project_top_k(
             size = sum(leaf.size for leaf in jax.tree.leaves(magnitudes))
             return selection.keep_largest(magnitudes, _kept(sparsity, state.count, size))
 
-        if every == 1:
+        if isinstance(every, int) and every == 1:
             mask = choose()
         else:
             mask = jax.lax.cond(state.count % every == 0, choose, lambda: state.mask)
@@ -151,7 +151,7 @@ def _pruned_updates(updates, params, mask):
     def prune(update, param, keep):
         if keep is None:
             return update
-        dtype = jnp.promote_types(update.dtype, param.dtype)  # in a narrower one -param is rounded
+        dtype = masks.wider_dtype(update, param)  # in a narrower one -param is rounded
         return jnp.where(keep, update.astype(dtype), -param.astype(dtype))
 
     return jax.tree.map(prune, updates, params, mask)

@@ -31,11 +31,15 @@ def layers(mask: chex.ArrayTree) -> list[Layer]:
     Returns:
       A list of `Layer(path, shape, kept, size)`, each with a `density`.
 
+    Raises:
+      TypeError: for leaves that aren't boolean.
+
     >>> import jax.numpy as jnp
     >>> import jaxprune as jp
     >>> jp.layers({"w": jnp.array([True, False]), "b": None})
     [Layer(path='w', shape=(2,), kept=1, size=2)]
     """
+    masks.check_boolean(mask)
     return [
         Layer(masks.path_name(path), leaf.shape, masks.count(leaf), leaf.size)
         for path, leaf in jax.tree_util.tree_leaves_with_path(mask)

@@ -4,13 +4,14 @@ A weight is kept with probability s. The relaxed sample is the binary concrete (
 distribution, through which gradients reach s; the hard sample is a mask. One draw is one key.
 """
 
+import math
 from collections.abc import Callable
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from jaxprune import masks
+from jaxprune import masks, positions
 
 RandomBits = Callable[..., jax.Array]
 
@@ -110,8 +111,8 @@ def counter_bits(
     """Random bits from a hash of each entry's position: fewer operations than `jax.random.bits`.
 
     The position is hashed twice (a 32-bit finalizer of two multiplications, constants found by
-    T. Ettinger with hash-prospector), each time after a word of the key is added. XLA fuses all of it
-    into the loop that uses the bits. Good enough for masks (its tests: uniformity, serial
+    T. Ettinger with hash-prospector), each time after a word of the key is added. XLA fuses all of
+    it into the loop that uses the bits. Good enough for masks (its tests: uniformity, serial
     correlation, correlation between keys and avalanche); not for cryptography.
 
     Args:
@@ -129,14 +130,10 @@ def counter_bits(
     """
     if jnp.dtype(dtype) != jnp.uint32:
         raise ValueError(f"counter_bits makes uint32, not {jnp.dtype(dtype)}")
+    if math.prod(shape) >= 2**32:
+        raise ValueError(f"counter_bits counts to 2**32, but shape {shape} has more entries")
     words = jax.random.bits(key, (2,), jnp.uint32)
-    position, stride = jnp.zeros(shape, jnp.uint32), 1
-    for axis in reversed(range(len(shape))):
-        position += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride)
-        stride *= shape[axis]
-    if stride >= 2**32:
-        raise ValueError(f"counter_bits counts to 2**32, but shape {shape} has {stride} entries")
-    return _scramble(_scramble(position + words[0]) + words[1])
+    return _scramble(_scramble(positions.flat(shape) + words[0]) + words[1])
 
 
 def _scramble(x: jax.Array) -> jax.Array:

@@ -2,8 +2,8 @@
 
 The cut between kept and pruned scores is found by counting, not by sorting. Scores are read as
 integers in the same order; two bits of the cut are fixed at a time, by counting how many scores
-reach each of 3 candidates in one pass over the tree. float32 takes 16 passes, bfloat16 takes 8. Only
-the counts leave a device, so a sharded tree stays where it is; nothing is sorted, gathered,
+reach each of 3 candidates in one pass over the tree. float32 takes 16 passes, bfloat16 takes 8.
+Only the counts leave a device, so a sharded tree stays where it is; nothing is sorted, gathered,
 concatenated or copied. Counts are integers, so the answer doesn't depend on the devices.
 
 Scores equal to the cut are kept in order of position (leaf by leaf, row by row) until there are k;
@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import masks, wide
+from jaxprune import masks, positions, wide
 
 _INFINITY = 0x7F800000  # the bits of float32's infinity
 _DIGIT = 2  # bits fixed in one pass: on CPUs 1 takes seven times as long, 4 half as long again
@@ -31,8 +31,8 @@ def top_k_mask(scores: chex.ArrayTree, k: int | jax.Array) -> chex.ArrayTree:
     Equal scores are kept in order of position: by leaf, then row by row. -0.0 equals 0.0.
 
     Args:
-      scores: tree of arrays and `None`; floating-point of at most 32 bits, or integers of at most 16.
-        Dtypes may differ from leaf to leaf.
+      scores: tree of arrays and `None`; floating-point of at most 32 bits, or integers of at most
+        16. Dtypes may differ from leaf to leaf.
       k: how many to keep, 0 <= k <= number of scores: a Python integer, or a scalar integer array,
         which may be traced (then a k outside the range is taken as its nearer end).
 
@@ -60,13 +60,14 @@ def check_scores(scores: chex.ArrayTree) -> None:
     if not paths_and_leaves:
         raise ValueError("the tree of scores has no leaves")
     for path, leaf in paths_and_leaves:
-        name = masks.path_name(path)
+        dtype = getattr(leaf, "dtype", type(leaf).__name__)
         floating = masks.is_floating(leaf) and leaf.dtype.itemsize <= 4
-        integer = jnp.issubdtype(leaf.dtype, jnp.integer) and leaf.dtype.itemsize <= 2
-        if not (floating or integer):
+        integer = jnp.issubdtype(dtype, jnp.integer) if hasattr(leaf, "dtype") else False
+        if not (floating or (integer and leaf.dtype.itemsize <= 2)):
             raise ValueError(
-                f"the scores of leaf '{name}' are {leaf.dtype}; allowed are floating-point dtypes of "
-                "at most 32 bits and integers of at most 16: cast them to float32"
+                f"the scores of leaf '{masks.path_name(path)}' are {dtype}; allowed are arrays of "
+                "floating-point dtypes of at most 32 bits and integers of at most 16: cast them to "
+                "float32"
             )
     check_no_nan(scores)
 
@@ -74,8 +75,11 @@ def check_scores(scores: chex.ArrayTree) -> None:
 def check_no_nan(scores: chex.ArrayTree) -> None:
     """Raises a ValueError that names the leaf of a NaN; traced leaves can't be seen and pass."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(scores):
-        traced = isinstance(leaf, jax.core.Tracer)
-        if not traced and masks.is_floating(leaf) and bool(_has_nan(leaf)):
+        if isinstance(leaf, jax.core.Tracer) or not masks.is_floating(leaf):
+            continue
+        with jax.ensure_compile_time_eval():  # a concrete leaf can be seen while others are traced
+            found = bool(_has_nan(leaf))
+        if found:
             raise ValueError(
                 f"leaf '{masks.path_name(path)}' holds NaN, which has no rank: find where the "
                 "training diverged, or replace them with `jnp.nan_to_num`"
@@ -105,13 +109,20 @@ def keep_largest(scores: chex.ArrayTree, k: wide.Wide) -> chex.ArrayTree:
     """`top_k_mask` of checked scores, with k of any size that may be traced."""
     leaves, structure = jax.tree.flatten(scores)
     cut = _cut_value(leaves, k)
-    limits = _cut_positions(leaves, cut, k)
 
-    def keep(leaf, limit):
-        rank = _rank(leaf)
-        return (rank > cut) | ((rank == cut) & _precedes(_position(leaf.shape), limit))
+    def choose(leaves):
+        limits = _cut_positions(leaves, cut, k)
+        ranks = [_rank(leaf) for leaf in leaves]
+        return [
+            (rank > cut) | ((rank == cut) & _precedes(positions.row_and_column(rank.shape), limit))
+            for rank, limit in zip(ranks, limits, strict=True)
+        ]
 
-    return structure.unflatten(keep(*pair) for pair in zip(leaves, limits, strict=True))
+    # Both sides of the cut must see the same bits of a score. XLA may calculate scores again where
+    # they are used, fused and so rounded differently; operands of a conditional are read from
+    # memory. kept = jax.lax.cond( cut <= jnp.uint32(2 * _INFINITY),  # false for k = 0 alone
+    # choose, lambda leaves: [jnp.zeros_like(leaf, dtype=bool) for leaf in leaves], leaves, ) return
+    # structure.unflatten(kept)
 
 
 def _rank(leaf: jax.Array) -> jax.Array:
@@ -124,9 +135,8 @@ def _rank(leaf: jax.Array) -> jax.Array:
 
 def _low_zero_bits(dtype) -> int:
     """How many low bits of `_rank` are zero for every score of this dtype."""
-    if not jnp.issubdtype(dtype, jnp.floating):
-        return 0
-    return 23 - jnp.finfo(dtype).nmant
+    floating = jnp.issubdtype(dtype, jnp.floating)
+    return 23 - (jnp.finfo(dtype).nmant if floating else jnp.iinfo(dtype).bits - 1)
 
 
 def _largest(holds: Callable[[list[jax.Array]], jax.Array], first: int, last: int) -> jax.Array:
@@ -208,12 +218,15 @@ def _nth_tie(leaves, cut, chosen, wanted: wide.Wide):
 
 def _nth_true(tied: jax.Array, wanted: wide.Wide):
     """The position (row, column) before which `wanted` entries are true."""
-    outer, inner = _position(tied.shape)
-    rows, columns = _position_sizes(tied.shape)
+    outer, inner = positions.row_and_column(tied.shape)
+    rows, columns = positions.rows_and_columns(tied.shape)
 
     def at_most_wanted(before):
-        return lambda candidates: ~wide.less(
-            wanted, wide.at(wide.exact_sums([[tied & before(c) for c in candidates]], _ONE_BIT), 0)
+        return lambda candidates: (
+            ~wide.less(
+                wanted,
+                wide.at(wide.exact_sums([[tied & before(c) for c in candidates]], _ONE_BIT), 0),
+            )
         )
 
     row = jnp.uint32(0)
@@ -227,28 +240,6 @@ def _nth_true(tied: jax.Array, wanted: wide.Wide):
 
 def _first_place(size: int) -> int:
     return _DIGIT * ((max(size, 1).bit_length() - 1) // _DIGIT)
-
-
-def _position_sizes(shape) -> tuple[int, int]:
-    """A leaf's positions as (rows, columns), so that each fits 32 bits."""
-    columns, axis = 1, len(shape)
-    while axis > 0 and columns * shape[axis - 1] < 2**32:
-        axis -= 1
-        columns *= shape[axis]
-    return int(np.prod(shape[:axis], dtype=object)), columns
-
-
-def _position(shape):
-    """The (row, column) of every entry, in row-major order."""
-    words, remaining = [], len(shape)
-    for size in reversed(_position_sizes(shape)):
-        word, stride = jnp.zeros(shape, jnp.uint32), 1
-        while remaining > 0 and stride * shape[remaining - 1] <= size:
-            remaining -= 1
-            word = word + jax.lax.broadcasted_iota(jnp.uint32, shape, remaining) * jnp.uint32(stride)
-            stride *= shape[remaining]
-        words.append(word)
-    return tuple(reversed(words))
 
 
 def _precedes(position, limit):

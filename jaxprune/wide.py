@@ -1,10 +1,10 @@
 """Exact integers of up to 64 bits, and exact sums, where arrays have 32.
 
-JAX sums in 32 bits unless x64 is switched on for the whole process, and a float32 sum depends on its
-order, so on how an array lies on its devices. Budgets of this library hold to the element, past
+JAX sums in 32 bits unless x64 is switched on for the whole process, and a float32 sum depends on
+its order, so on how an array lies on its devices. Budgets of this library hold to the element, past
 2^31 weights, and give the same bits on one device and on many. So whatever is compared with a
-budget is an integer: `exact_sums` cuts values into limbs short enough that no 32-bit sum
-overflows, and puts the limbs' sums together as a `Wide`.
+budget is an integer: `exact_sums` cuts values into limbs short enough that no 32-bit sum overflows,
+and puts the limbs' sums together as a `Wide`.
 """
 
 import itertools
@@ -174,7 +174,7 @@ def _sums(values: Sequence[jax.Array], axes: tuple[int, ...]) -> list[jax.Array]
     if jax.typeof(values[0]).sharding.mesh.size > 1:
         return [jnp.sum(value, axis=axes, dtype=jnp.uint32) for value in values]
     zeros = [jnp.uint32(0)] * len(values)
-    add_each = lambda a, b: [x + y for x, y in zip(a, b, strict=True)]  # noqa: E731
+    add_each = lambda a, b: [x + y for x, y in zip(a, b, strict=True)]
     return list(jax.lax.reduce(list(values), zeros, add_each, axes))
 
 

@@ -149,7 +149,7 @@ def test_best_sampled_mask_is_the_best_of_its_draws():
 
 def test_best_sampled_mask_is_repeatable_and_depends_on_its_key():
     probs = {"w": jnp.full((50,), 0.5)}
-    draw = lambda seed: jp.best_sampled_mask(jax.random.key(seed), probs, jp.count)[0]  # noqa: E731
+    draw = lambda seed: jp.best_sampled_mask(jax.random.key(seed), probs, jp.count)[0]
     chex.assert_trees_all_equal(draw(0), draw(0))
     assert np.any(draw(0)["w"] != draw(1)["w"])
 
@@ -283,7 +283,7 @@ def test_probmask_trains_a_sparse_classifier():
     assert accuracy(final, *digits()[1]) > 0.9
 
     train = digits()[0]
-    score = lambda m: accuracy(jp.apply_mask(params["weights"], m), *train)  # noqa: E731
+    score = lambda m: accuracy(jp.apply_mask(params["weights"], m), *train)
     sampled, best = jp.best_sampled_mask(jax.random.key(2), params["probs"], score, draws=5)
     assert best > 0.85
     assert abs(jp.count(sampled) - k) < 5 * np.sqrt(k)

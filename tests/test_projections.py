@@ -18,7 +18,7 @@ def solve(scores, budget, costs=None):
     """The projection in float64: a search among the kinks of the spending, then interpolation."""
     z = flat(scores)
     c = np.ones_like(z) if costs is None else flat(spread(scores, costs))
-    spending = lambda v: np.sum(c * np.clip(z - v * c, 0, 1))  # noqa: E731
+    spending = lambda v: np.sum(c * np.clip(z - v * c, 0, 1))
     v = 0.0
     if spending(v) > budget:
         kinks = np.unique(np.concatenate([[0.0], z / c, (z - 1) / c]))
@@ -116,7 +116,7 @@ def test_equals_float64(case, density):
 def test_properties(density):
     """On 10,000 normal scores; each of these budgets but the largest binds."""
     budget = jnp.float32(density * SIZE)
-    on = lambda values: flat(project(cut(values), budget))  # noqa: E731
+    on = lambda values: flat(project(cut(values), budget))
     projected = on(normal)
     assert projected.min() >= 0
     assert projected.max() <= 1
@@ -247,7 +247,7 @@ def check_costs(scores, costs, density):
     projected = flat(weighted(scores, jnp.float32(budget), costs))
     np.testing.assert_allclose(projected, solve(scores, budget, costs), rtol=0, atol=2e-6)
     spent = min(budget, np.clip(flat(scores), 0, 1) @ all_costs)
-    np.testing.assert_allclose(projected @ all_costs, spent, rtol=1e-6)
+    np.testing.assert_allclose(projected @ all_costs, spent, rtol=2e-6)
 
 
 def test_cheap_weights_that_dominate_the_budget():
@@ -282,7 +282,7 @@ def test_inside_scan_and_vmap():
     batch = jnp.asarray(normal[:40].reshape(4, 10))
     budgets = jnp.array([0.0, 1.0, 2.5, 10.0])
     expected = [solve([row], budget) for row, budget in zip(batch, budgets, strict=True)]
-    each = lambda row, budget: jp.projection_capped_simplex([row], budget)[0]  # noqa: E731
+    each = lambda row, budget: jp.projection_capped_simplex([row], budget)[0]
     np.testing.assert_allclose(jax.vmap(each)(batch, budgets), expected, atol=1e-6)
     _, scanned = jax.lax.scan(lambda _, x: (None, each(*x)), None, (batch, budgets))
     np.testing.assert_allclose(scanned, expected, atol=1e-6)
@@ -328,7 +328,7 @@ def tree_for_mesh(seed, positive=False):
 
 
 def shard(tree, mesh):
-    place = lambda x, spec: jax.device_put(x, jax.NamedSharding(mesh, spec))  # noqa: E731
+    place = lambda x, spec: jax.device_put(x, jax.NamedSharding(mesh, spec))
     return {k: place(x, SPECS[k]) if x.ndim == len(SHAPES[k]) else x for k, x in tree.items()}
 
 

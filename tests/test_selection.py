@@ -155,7 +155,7 @@ BATCH = 4
 
 def batch_of_trees():
     random = np.random.default_rng(2)
-    draw = lambda *shape: jnp.asarray(np.round(random.standard_normal((BATCH, *shape)), 1), F32)  # noqa: E731
+    draw = lambda *shape: jnp.asarray(np.round(random.standard_normal((BATCH, *shape)), 1), F32)
     scores = {"a": draw(3, 4), "b": None, "c": draw(), "d": draw(8).astype(jnp.bfloat16)}
     return scores, jnp.array([0, 5, 11, 21], jnp.int32)
 
@@ -388,11 +388,12 @@ def test_past_two_to_the_31(shapes):
     """2.28 and 2.35 billion scores. Values and the place of the cut are known in closed form."""
     scores = [periodic(shape) for shape in shapes]
     sizes = [math.prod(shape) for shape in shapes]
-    occurrences = lambda v: [len(range(v, size, PERIOD)) for size in sizes]  # noqa: E731
-    cut, into_last_leaf = 15, 1_000_003
+    occurrences = lambda v: [len(range(v, size, PERIOD)) for size in sizes]
+    cut, into_last_leaf = 5, 400_003
     above = sum(sum(occurrences(v)) for v in range(cut + 1, PERIOD))
     k = above + sum(occurrences(cut)[:-1]) + into_last_leaf
     assert 2**31 < k < sum(sizes)
+    assert into_last_leaf < occurrences(cut)[-1]
     mask = jp.top_k_mask(scores, k)
     for leaf, end in zip(mask, [*sizes[:-1], cut + PERIOD * (into_last_leaf - 1) + 1], strict=True):
         assert all_equal(leaf, jnp.uint8(cut), jnp.uint32(end))

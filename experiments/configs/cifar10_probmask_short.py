@@ -1,6 +1,6 @@
 """What an hour on two CPU cores allows of cifar10_probmask.py: 2,000 records, small batches.
 
-    python -m experiments.run experiments/configs/cifar10_probmask_short.py --data_dir=...
+python -m experiments.run experiments/configs/cifar10_probmask_short.py --data_dir=...
 """
 
 from experiments.phases import FineTune, Search

@@ -1,6 +1,6 @@
 """ProbMask on scikit-learn's digits, which need no download: the first experiment to run.
 
-    python -m experiments.run experiments/configs/digits_probmask.py
+python -m experiments.run experiments/configs/digits_probmask.py
 """
 
 from experiments.phases import FineTune, Search

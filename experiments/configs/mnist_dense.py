@@ -1,6 +1,6 @@
 """Dense training on MNIST, the yardstick for mnist_probmask.py: the same network, epochs and steps.
 
-    python -m experiments.run experiments/configs/mnist_dense.py --data_dir=...
+python -m experiments.run experiments/configs/mnist_dense.py --data_dir=...
 """
 
 from experiments.phases import Dense, FineTune

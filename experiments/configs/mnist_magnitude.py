@@ -1,6 +1,6 @@
 """One-shot global magnitude pruning on MNIST, then the fine-tuning of mnist_probmask.py.
 
-    python -m experiments.run experiments/configs/mnist_magnitude.py --data_dir=... --density=0.01
+python -m experiments.run experiments/configs/mnist_magnitude.py --data_dir=... --density=0.01
 """
 
 from experiments.phases import Dense, FineTune, PruneMagnitudes

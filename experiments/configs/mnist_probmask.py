@@ -1,6 +1,6 @@
 """ProbMask on MNIST: bias-free LeNet-300-100 on the first 20,000 training records.
 
-    python -m experiments.run experiments/configs/mnist_probmask.py --data_dir=... --density=0.01
+python -m experiments.run experiments/configs/mnist_probmask.py --data_dir=... --density=0.01
 """
 
 from experiments.phases import FineTune, Search

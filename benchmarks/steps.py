@@ -1,0 +1,149 @@
+"""What masks and ProbMask add to a training step, on a convolutional net and on a 4.2M MLP.
+
+python -m benchmarks.steps > benchmarks/results/steps-<machine>.md
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import jaxprune as jp
+from benchmarks import timing
+
+BATCH = 64
+
+
+def conv_net(key):
+    """Weights and loss of a small convolutional net on 32x32x3 images, without biases."""
+    shapes = [(3, 3, 3, 64), (3, 3, 64, 64), (3, 3, 64, 128), (3, 3, 128, 128), (8192, 10)]
+
+    def logits(weights, images):
+        for i, kernel in enumerate(weights[:-1]):
+            stride = (1 + i % 2,) * 2
+            images = jax.nn.relu(
+                jax.lax.conv_general_dilated(
+                    images, kernel, stride, "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+                )
+            )
+        return images.reshape(len(images), -1) @ weights[-1]
+
+    return _kaiming(key, shapes), logits, (BATCH, 32, 32, 3)
+
+
+def mlp(key):
+    """Weights and loss of an MLP with 4.2 million weights on 784 inputs."""
+    shapes = [(784, 1536), (1536, 1536), (1536, 384), (384, 10)]
+
+    def logits(weights, inputs):
+        for matrix in weights[:-1]:
+            inputs = jax.nn.relu(inputs @ matrix)
+        return inputs @ weights[-1]
+
+    return _kaiming(key, shapes), logits, (BATCH, 784)
+
+
+def _kaiming(key, shapes):
+    make = jax.nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+    return [make(jax.random.fold_in(key, i), shape) for i, shape in enumerate(shapes)]
+
+
+def main() -> None:
+    """Prints one table for each net."""
+    print(timing.machine())
+    for build in (conv_net, mlp):
+        weights, logits, shape = build(jax.random.key(0))
+        images = jax.random.normal(jax.random.key(1), shape)
+        labels = jnp.arange(BATCH) % 10
+        size = sum(leaf.size for leaf in weights)
+
+        def task(weights, logits=logits, images=images, labels=labels):
+            losses = optax.softmax_cross_entropy_with_integer_labels(
+                logits(weights, images), labels
+            )
+            return losses.mean()
+
+        mask = jp.top_k_mask(jax.tree.map(jnp.abs, weights), size // 10)
+        timed = timing.compare(
+            {
+                "dense step": step(optax.adam(1e-3), task, weights),
+                "two dense steps": two_steps(optax.adam(1e-3), task, weights),
+                "keep_mask": step(optax.chain(optax.adam(1e-3), jp.keep_mask(mask)), task, weights),
+                "project_top_k every 100": step(
+                    optax.chain(optax.adam(1e-3), jp.project_top_k(0.9, every=100)),
+                    task,
+                    weights,
+                    warm=1,
+                ),
+                "ProbMask, jax.random.bits": probmask_step(task, weights, jax.random.bits),
+                "ProbMask, counter_bits": probmask_step(task, weights, jp.counter_bits),
+            },
+            repeats=31,
+        )
+        title = f"{build.__name__}, {size:,} weights, batch {BATCH}"
+        print(timing.table(f"{title}: against one dense step", timed, "dense step"))
+        print(timing.table(f"{title}: against two dense steps", timed, "two dense steps"))
+
+
+def step(optimizer, task, params, warm: int = 0):
+    """One training step as (function, arguments), after `warm` steps."""
+
+    def train(params, opt_state):
+        loss, grads = jax.value_and_grad(task)(params)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, loss
+
+    opt_state = optimizer.init(params)
+    for _ in range(warm):
+        params, opt_state, _ = jax.jit(train)(params, opt_state)
+    return train, (params, opt_state)
+
+
+def two_steps(optimizer, task, params):
+    """Two dense training steps as (function, arguments)."""
+    one, arguments = step(optimizer, task, params)
+
+    def train(params, opt_state):
+        params, opt_state, _ = one(params, opt_state)
+        return one(params, opt_state)
+
+    return train, arguments
+
+
+def probmask_step(task, weights, random_bits):
+    """A ProbMask step with two draws, as (function, arguments)."""
+    params = {"weights": weights, "probs": jp.init_probabilities(weights, value=0.1)}
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(3.0),
+        optax.partition(
+            {
+                "weights": optax.adam(1e-3),
+                "probs": optax.chain(optax.adam(6e-3), jp.project_probabilities(0.1)),
+            },
+            {"weights": "weights", "probs": "probs"},
+        ),
+    )
+
+    def train(params, opt_state, key, temperature):
+        def loss(params):
+            losses = [
+                task(
+                    jp.apply_mask(
+                        params["weights"],
+                        jp.relaxed_bernoulli(
+                            draw, params["probs"], temperature, random_bits=random_bits
+                        ),
+                    )
+                )
+                for draw in jax.random.split(key)
+            ]
+            return sum(losses) / 2
+
+        value, grads = jax.value_and_grad(loss)(params)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, value
+
+    return train, (params, optimizer.init(params), jax.random.key(2), jnp.float32(0.5))
+
+
+if __name__ == "__main__":
+    main()
