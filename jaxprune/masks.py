@@ -77,6 +77,11 @@ def is_floating(leaf) -> bool:
     return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
+def is_boolean(leaf) -> bool:
+    """Whether a leaf is a boolean array."""
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.bool_)
+
+
 def apply_mask(params: chex.ArrayTree, mask: chex.ArrayTree) -> chex.ArrayTree:
     """Sets pruned weights to exactly zero, or scales weights by a soft mask.
 
@@ -102,7 +107,7 @@ def apply_mask(params: chex.ArrayTree, mask: chex.ArrayTree) -> chex.ArrayTree:
     def masked(weight, keep):
         if keep is None:
             return weight
-        if keep.dtype == bool:
+        if is_boolean(keep):
             return jnp.where(keep, weight, jnp.zeros_like(weight))
         product = wider_dtype(weight, keep)
         return (weight.astype(product) * keep.astype(product)).astype(weight.dtype)
@@ -155,7 +160,7 @@ def nonzero_total(leaves: list[jax.Array]) -> wide.Wide:
     """The exact number of non-zero entries of all leaves, as a scalar `Wide`."""
     if not leaves:
         return wide.wide(0)
-    rows = [[leaf if leaf.dtype == bool else leaf != 0] for leaf in leaves]
+    rows = [[leaf if is_boolean(leaf) else leaf != 0] for leaf in leaves]
     return wide.at(wide.total(wide.exact_sums(rows, [1])), 0)
 
 
@@ -186,7 +191,7 @@ def count(mask: chex.ArrayTree) -> int:
 def check_boolean(mask: chex.ArrayTree) -> None:
     """Raises a TypeError that names the leaf unless all leaves are boolean arrays."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(mask):
-        if getattr(leaf, "dtype", None) != bool:
+        if not is_boolean(leaf):
             raise TypeError(
                 f"a mask has boolean leaves, but leaf '{path_name(path)}' is "
                 f"{getattr(leaf, 'dtype', type(leaf).__name__)}; of parameters there is `sparsity`"
@@ -198,7 +203,7 @@ def sparsity(tree: chex.ArrayTree) -> jax.Array:
 
     Args:
       tree: a mask (boolean leaves and `None`), or parameters, of which the leaves that `prunable`
-        chooses by default are counted. For another choice: `sparsity(apply(...))` of that subtree.
+        chooses by default are counted.
 
     Returns:
       float32 scalar in [0, 1], from an exact count; works inside `jax.jit`.
@@ -212,7 +217,7 @@ def sparsity(tree: chex.ArrayTree) -> jax.Array:
     0.75
     """
     leaves = jax.tree.leaves(tree)
-    if not leaves or any(getattr(leaf, "dtype", None) != bool for leaf in leaves):
+    if not leaves or not all(map(is_boolean, leaves)):
         chosen = jax.tree.map(lambda x, keep: None if keep is None else x, tree, prunable(tree))
         leaves = jax.tree.leaves(chosen)
     size = sum(leaf.size for leaf in leaves)

@@ -46,8 +46,8 @@ def projection_capped_simplex(
         leaf's shape; such as FLOPs, bytes or measured time of one weight. By default 1 for each.
 
     Returns:
-      A tree like `scores`, with its dtypes. The total is within 1e-6 of the budget, relatively,
-      where the budget binds (in float32; in 16-bit dtypes each entry is then rounded).
+      A tree like `scores`, with its dtypes. Where the budget binds, the total is within 1e-6 of it,
+      relatively (2e-6 with costs; in 16-bit dtypes each entry is then rounded).
 
     Raises:
       ValueError: for a negative or non-finite budget, costs that aren't positive, an empty tree,

@@ -123,6 +123,7 @@ def project_top_k(
 
 
 def check_fraction(name: str, value) -> None:
+    """Raises a ValueError for a Python number outside [0, 1]; schedules and arrays pass."""
     if isinstance(value, (int, float)) and not 0 <= value <= 1:
         raise ValueError(f"{name} must lie in [0, 1], got {value}")
 
@@ -137,7 +138,8 @@ def _kept(sparsity, count, size: int) -> wide.Wide:
     return wide.where(wide.less(kept, whole), kept, whole)
 
 
-def needed(params):
+def needed(params: chex.ArrayTree | None) -> chex.ArrayTree:
+    """The parameters, or a ValueError that says how to pass them."""
     if params is None:
         raise ValueError(
             "this link needs the parameters: call `tx.update(grads, opt_state, params)`"

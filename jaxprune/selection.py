@@ -119,10 +119,14 @@ def keep_largest(scores: chex.ArrayTree, k: wide.Wide) -> chex.ArrayTree:
         ]
 
     # Both sides of the cut must see the same bits of a score. XLA may calculate scores again where
-    # they are used, fused and so rounded differently; operands of a conditional are read from
-    # memory. kept = jax.lax.cond( cut <= jnp.uint32(2 * _INFINITY),  # false for k = 0 alone
-    # choose, lambda leaves: [jnp.zeros_like(leaf, dtype=bool) for leaf in leaves], leaves, ) return
-    # structure.unflatten(kept)
+    # they are used, fused and so rounded differently; a conditional reads its operands from memory.
+    kept = jax.lax.cond(
+        cut <= jnp.uint32(2 * _INFINITY),  # false for k = 0 alone
+        choose,
+        lambda leaves: [jnp.zeros_like(leaf, dtype=bool) for leaf in leaves],
+        leaves,
+    )
+    return structure.unflatten(kept)
 
 
 def _rank(leaf: jax.Array) -> jax.Array:
