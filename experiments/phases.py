@@ -6,8 +6,8 @@ the outcome (`end`). Everything is composed of public links and functions of jax
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ import optax
 
 import jaxprune as jp
 
-Tree = Any
+Tree: TypeAlias = Any
 # Mean loss of one batch: (weights, rest) -> (loss, rest).
 Task = Callable[[Tree, Tree], tuple[jax.Array, Tree]]
 
@@ -145,7 +145,7 @@ class Search:
         clip = optax.clip_by_global_norm(self.clip)
         apart = optax.identity() if self.clip_jointly else clip
         weights = _sgd(cosine(self.learning_rate), self.weight_decay)
-        links = {
+        links: dict[Hashable, optax.GradientTransformation] = {
             "weights": optax.chain(apart, weights if self.train_weights else optax.set_to_zero()),
             "probs": optax.chain(
                 apart,

@@ -68,7 +68,8 @@ def run(
     for number, phase in enumerate(experiment.phases):
         outcome = folder / f"network-{number}-{phase.name}"
         if outcome.exists():
-            network = ocp.load_pytree(outcome, training.abstract(network))
+            loaded: Any = ocp.load_pytree(outcome, training.abstract(network))
+            network = loaded
             continue
         if phase.epochs:
             network = training.train(
@@ -152,6 +153,8 @@ def configured(flags: argparse.Namespace) -> Experiment:
     if not path.is_file():
         raise FileNotFoundError(f"no config file {path}; those at hand are in experiments/configs")
     spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path} is not a Python file: its name must end in .py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     changes = {name: getattr(flags, name) for name in _OVERRIDES}

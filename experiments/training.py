@@ -125,7 +125,7 @@ def train(
     order_key, draw_key, end_key = jax.random.split(key, 3)
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def one_step(state: State, records, order: jax.Array) -> State:
+    def one_step(state: State, records, order: jax.Array) -> tuple[State, jax.Array]:
         augment_key, mask_key = jax.random.split(jax.random.fold_in(draw_key, state.step))
         images, labels = room.batch(records, order[state.step % per_epoch], augment_key)
         loss, rest, grads = phase.gradients(
@@ -137,7 +137,8 @@ def train(
         )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        return State(params, rest, opt_state, state.key, state.step + 1, state.loss + loss)
+        total = state.loss + loss
+        return State(params, rest, opt_state, state.key, state.step + 1, total), loss
 
     @jax.jit
     def order_of(epoch):
@@ -160,16 +161,21 @@ def train(
         )
     )
     with ocp.training.Checkpointer(
-        checkpoints, preservation_policy=ocp.training.preservation_policies.LatestN(1)
+        str(checkpoints),
+        # orbax annotates its own policies as if they didn't fit this argument
+        # pyrefly: ignore[bad-argument-type]
+        preservation_policy=ocp.training.preservation_policies.LatestN(1),
     ) as checkpointer:
         if checkpointer.latest is not None:
             state = checkpointer.load_pytree(checkpointer.latest.step, abstract(state))
         step = log.resume(int(state.step), steps)
-        order, saved = None, time.monotonic()
+        order, loss, saved = None, None, time.monotonic()
         while step < steps:
             if order is None or step % per_epoch == 0:
                 order = order_of(step // per_epoch)
-            state = one_step(state, room.train, order)
+            running = loss
+            state, loss = one_step(state, room.train, order)
+            jax.block_until_ready(running)  # the host stays one step ahead, no more
             step += 1
             if log.report_is_due():
                 log.report(int(state.step))

@@ -9,7 +9,7 @@ end a mask is fixed: the exact budget by `top_k_mask`, or the best of several sa
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -51,7 +51,7 @@ def init_probabilities(
 class ProjectProbabilitiesState(NamedTuple):
     """`count`: updates so far, an int32 scalar."""
 
-    count: jax.Array
+    count: jax.typing.ArrayLike
 
 
 def project_probabilities(
@@ -89,7 +89,7 @@ def project_probabilities(
         return ProjectProbabilitiesState(count=jnp.int32(0))
 
     def update_fn(updates, state, params=None):
-        moved = optax.apply_updates(needed(params), updates)
+        moved: Any = optax.apply_updates(needed(params), updates)
         fraction = density(state.count) if callable(density) else density
         here = None if costs is None else masks.visible(moved, costs)
         budget = jnp.asarray(fraction, jnp.float32) * _total_cost(moved, here)
@@ -100,7 +100,7 @@ def project_probabilities(
     return optax.GradientTransformation(init_fn, update_fn)
 
 
-def _total_cost(probs, costs) -> jax.Array | float:
+def _total_cost(probs, costs) -> jax.typing.ArrayLike:
     if costs is None:
         return float(sum(leaf.size for leaf in jax.tree.leaves(probs)))
     spent = jax.tree.map(lambda p, c: p.size * jnp.mean(jnp.asarray(c, jnp.float32)), probs, costs)
@@ -137,13 +137,8 @@ def best_sampled_mask(
     """
     if draws < 1:
         raise ValueError(f"`draws` must be at least 1, got {draws}")
-    best = None
-    for draw_key in jax.random.split(key, draws):
-        mask = sampling.bernoulli_mask(draw_key, probs)
-        value = score(mask)
-        if best is None or value > best[1]:
-            best = mask, value
-    return best
+    masks_drawn = (sampling.bernoulli_mask(k, probs) for k in jax.random.split(key, draws))
+    return max(((mask, score(mask)) for mask in masks_drawn), key=lambda scored: scored[1])
 
 
 def vrpge_gradient(

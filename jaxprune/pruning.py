@@ -55,7 +55,7 @@ def keep_mask(mask: chex.ArrayTree) -> optax.GradientTransformation:
 class ProjectTopKState(NamedTuple):
     """`count`: updates so far, an int32 scalar. `mask`: the mask in force."""
 
-    count: jax.Array
+    count: jax.typing.ArrayLike
     mask: chex.ArrayTree
 
 

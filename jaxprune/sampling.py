@@ -21,7 +21,7 @@ _EPSILON = 1e-20  # keeps logarithms and gradients finite at probabilities 0 and
 def relaxed_bernoulli(
     key: chex.PRNGKey,
     probs: chex.ArrayTree,
-    temperature: chex.Numeric,
+    temperature: jax.typing.ArrayLike,
     *,
     random_bits: RandomBits = jax.random.bits,
 ) -> chex.ArrayTree:

@@ -1,0 +1,29 @@
+"""The README's Python code runs as it stands, but for fewer steps."""
+
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import jaxprune as jp
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+@pytest.mark.usefixtures("relaxed_promotion")
+def test_code_runs():
+    links, nnx_loop, linen_loss = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
+    params = {"kernel": jnp.ones((4, 5))}
+    names = {"mask": jp.prunable(params)}
+    exec(links, names)
+    updates, _ = names["tx"].update(params, names["tx"].init(params), params)
+    assert jax.tree.structure(updates) == jax.tree.structure(params)
+
+    exec(nnx_loop.replace("range(1_000)", "range(3)"), names)
+    assert jp.count(names["mask"]) == round(0.05 * 22_200)
+
+    exec(linen_loss, names)
+    params = {"weights": names["weights"], "probs": jp.init_probabilities(names["weights"])}
+    assert names["loss"](params, names["key"], 0) > 0
