@@ -41,6 +41,7 @@ class Dense:
     learning_rate: float = 0.1
     weight_decay: float = 5e-4
     name: str = "dense"
+    needs_heldout = False
 
     def begin(self, network: Network, density: float) -> Tree:
         """What is trained."""
@@ -129,6 +130,11 @@ class Search:
             raise ValueError(f"estimator must be 'pathwise' or 'vrpge', got {self.estimator!r}")
         if self.choose not in ("top_k", "best_sampled"):
             raise ValueError(f"choose must be 'top_k' or 'best_sampled', got {self.choose!r}")
+
+    @property
+    def needs_heldout(self) -> bool:
+        """Whether `end` measures masks on held-out training records."""
+        return self.choose == "best_sampled"
 
     def begin(self, network, density):
         """Weights and, for each that the mask can prune, a keep probability."""

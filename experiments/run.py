@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -61,17 +62,18 @@ def run(
     key = jax.random.key(experiment.seed)
     network, graph = initial_network(experiment.model, dataset, jax.random.fold_in(key, 0))
     room = training.Room(graph, dataset, experiment.holdout)
+    for phase in experiment.phases:
+        room.check(phase)
     network = room.replicated(network)
     log = training.Log(folder / "metrics.jsonl")
-    accuracy = None
 
     for number, phase in enumerate(experiment.phases):
         outcome = folder / f"network-{number}-{phase.name}"
+        checkpoints = folder / f"checkpoints-{number}-{phase.name}"
         if outcome.exists():
-            loaded: Any = ocp.load_pytree(outcome, training.abstract(network))
+            loaded: Any = ocp.load(str(outcome), training.abstract(network))
             network = loaded
-            continue
-        if phase.epochs:
+        elif phase.epochs:
             network = training.train(
                 phase,
                 network,
@@ -79,13 +81,15 @@ def run(
                 room,
                 jax.random.fold_in(key, number + 1),
                 log.of_phase(number, phase.name),
-                folder / f"checkpoints-{number}-{phase.name}",
+                checkpoints,
                 checkpoint_seconds,
                 experiment.evaluations,
             )
         else:
             network = phase.end(network, experiment.density)
-        ocp.save_pytree(outcome, network)
+        if not outcome.exists():
+            ocp.save(str(outcome), network)
+        shutil.rmtree(checkpoints, ignore_errors=True)
 
     accuracy = float(room.test_accuracy(network.masked_weights(), network.rest))
     return report(experiment, network, accuracy, log, folder)

@@ -53,6 +53,19 @@ class Room:
         self.heldout = self.replicated(heldout)
         self._accuracy = jax.jit(self._accuracy_of)
 
+    def check(self, phase: Any) -> None:
+        """Raises a ValueError if the phase can't run on these records and devices."""
+        if not phase.epochs:
+            return
+        count, devices = len(self.train[1]), self.on_all.mesh.size
+        if phase.batch % devices or phase.batch > count:
+            raise ValueError(
+                f"the batch of {phase.batch} must divide by the {devices} devices and be at most "
+                f"the {count} training records"
+            )
+        if phase.needs_heldout and not len(self.heldout[1]):
+            raise ValueError("choosing among sampled masks needs held-out records: set --holdout")
+
     def replicated(self, tree: Tree) -> Tree:
         """The tree on every device."""
         return jax.device_put(tree, self.on_all)
@@ -63,8 +76,6 @@ class Room:
 
     def heldout_accuracy(self, weights: Tree, rest: Tree) -> jax.Array:
         """The fraction of held-out training records classified correctly."""
-        if not len(self.heldout[1]):
-            raise ValueError("choosing among sampled masks needs held-out records: set --holdout")
         return self._accuracy(weights, rest, *self.heldout)
 
     def batch(self, records, indices: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -111,12 +122,7 @@ def train(
     evaluations: int,
 ) -> Network:
     """Trains the phase from its last checkpoint, or from `network`, to its end."""
-    count, devices = len(room.train[1]), room.on_all.mesh.size
-    if phase.batch % devices or phase.batch > count:
-        raise ValueError(
-            f"the batch of {phase.batch} must divide by the {devices} devices and be at most the "
-            f"{count} training records"
-        )
+    count = len(room.train[1])
     per_epoch = count // phase.batch
     steps = phase.epochs * per_epoch
     optimizer = phase.optimizer(network, density, steps)
@@ -167,7 +173,7 @@ def train(
         preservation_policy=ocp.training.preservation_policies.LatestN(1),
     ) as checkpointer:
         if checkpointer.latest is not None:
-            state = checkpointer.load_pytree(checkpointer.latest.step, abstract(state))
+            state = checkpointer.load(checkpointer.latest.step, abstract(state))
         step = log.resume(int(state.step), steps)
         order, loss, saved = None, None, time.monotonic()
         while step < steps:
@@ -185,7 +191,7 @@ def train(
                 log.evaluation(step, step / per_epoch, state.loss / marks[step], accuracy, sparsity)
                 state = state._replace(loss=jnp.zeros_like(state.loss))
             if time.monotonic() - saved > checkpoint_seconds:
-                checkpointer.save_pytree(step, state)
+                checkpointer.save(step, state)
                 saved = time.monotonic()
 
     network = network._replace(rest=state.rest)
@@ -218,9 +224,11 @@ class Log:
         return PhaseLog(self, number, name)
 
     def keep(self, rows: list[dict]) -> None:
-        """Replaces all rows."""
+        """Replaces all rows, at one stroke."""
         self.rows = rows
-        self.path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        partial = self.path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        partial.replace(self.path)
 
     def append(self, row: dict) -> None:
         """Adds a row."""

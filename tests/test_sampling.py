@@ -3,6 +3,7 @@
 Keys are fixed, so each statistical test has one outcome; bounds are at 4 or more standard errors.
 """
 
+import functools
 import math
 
 import jax
@@ -158,12 +159,13 @@ def test_the_same_sample_on_one_and_eight_devices(axis_type, random_bits):
     specs = {"w": jax.P("a", "b"), "v": jax.P(("b", "a"))}
     sharded = {k: jax.device_put(p, jax.NamedSharding(mesh, specs[k])) for k, p in probs.items()}
     key = jax.random.key(11)
-    for sample in (
-        lambda p: hard(key, p, random_bits=random_bits),
-        lambda p: relaxed(key, p, 0.5, random_bits=random_bits),
+    one_ulp = functools.partial(np.testing.assert_allclose, rtol=2e-7)  # logarithms may differ
+    for sample, same in (
+        (lambda p: hard(key, p, random_bits=random_bits), np.testing.assert_array_equal),
+        (lambda p: relaxed(key, p, 0.5, random_bits=random_bits), one_ulp),
     ):
         on_mesh = sample(sharded)
-        jax.tree.map(np.testing.assert_array_equal, on_mesh, sample(probs))
+        jax.tree.map(same, on_mesh, sample(probs))
         for name, leaf in on_mesh.items():
             assert leaf.sharding.is_equivalent_to(sharded[name].sharding, leaf.ndim)
 

@@ -1,5 +1,6 @@
 """top_k_mask against a stable argsort of the concatenated tree."""
 
+import functools
 import math
 import re
 import resource
@@ -14,7 +15,6 @@ import pytest
 from jax.sharding import AxisType
 
 import jaxprune as jp
-from jaxprune import selection
 
 F32, BF16, F16 = np.float32, ml_dtypes.bfloat16, np.float16
 E4M3, E5M2 = ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2
@@ -89,14 +89,14 @@ def scores_and_k(draw):
 jitted = jax.jit(jp.top_k_mask)
 
 
-@hypothesis.settings(max_examples=700)
+@hypothesis.settings(max_examples=400)
 @hypothesis.given(scores_and_k())
 def test_equals_stable_argsort(case):
     scores, k = case
     assert_same_mask(jp.top_k_mask(scores, k), stable_top_k(scores, k))
 
 
-@hypothesis.settings(max_examples=300)
+@hypothesis.settings(max_examples=150)
 @hypothesis.given(scores_and_k())
 def test_equals_stable_argsort_under_jit_with_traced_k(case):
     scores, k = case
@@ -336,17 +336,6 @@ def test_leaves_past_the_reach_of_32_bits_trace(shape):
     assert mask["w"].dtype == bool
 
 
-@pytest.mark.parametrize("shape", [(80, 8192, 8192), (2**16, 2**17), (5, 2**31, 1), (7, 3, 2**30)])
-def test_positions_of_long_leaves_fit_two_words(shape):
-    rows, columns = selection._position_sizes(shape)
-    assert rows * columns == math.prod(shape)
-    assert rows < 2**32
-    assert columns < 2**32
-    last = [size - 1 for size in shape]
-    split = next(i for i in range(len(shape) + 1) if math.prod(shape[i:]) == columns)
-    assert np.ravel_multi_index(last[split:], shape[split:]) == columns - 1
-
-
 def test_an_axis_too_long_is_an_error():
     scores = [jax.ShapeDtypeStruct((2**32,), jnp.bfloat16)]
     with pytest.raises(ValueError, match="fewer than 2\\*\\*32 entries"):
@@ -356,7 +345,7 @@ def test_an_axis_too_long_is_an_error():
 PERIOD = 251  # prime, so that the values fall out of step with every power of two
 
 
-@jax.jit(static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0)
 def periodic(shape):
     """The position modulo 251, as uint8."""
     return (flat_position(shape) % PERIOD).astype(jnp.uint8)

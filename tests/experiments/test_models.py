@@ -92,6 +92,9 @@ def test_lenet300100_is_three_matrix_products():
     chex.assert_trees_all_close(model(images), expected, atol=1e-5)
 
 
+RESNET50 = pytest.param("resnet50", marks=pytest.mark.slow)
+
+
 def gradient_and_rest(graphdef, params, rest, images):
     """What one training step needs of a functional model: gradient and new running statistics."""
 
@@ -103,7 +106,7 @@ def gradient_and_rest(graphdef, params, rest, images):
     return jax.grad(loss_and_rest, has_aux=True)(params)
 
 
-@pytest.mark.parametrize("name", ["lenet5", "resnet32", "vgg19", "resnet50"])
+@pytest.mark.parametrize("name", ["lenet5", "resnet32", "vgg19", RESNET50])
 def test_gradient_and_statistics_keep_the_form_of_the_split_model(name):
     model = nnx.eval_shape(lambda: models.build(name, 10, CIFAR, nnx.Rngs(0)))
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)

@@ -1,0 +1,410 @@
+import dataclasses
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import chex
+import jax
+import jax.numpy as jnp
+import pytest
+from orbax.checkpoint import v1 as ocp
+
+import jaxprune as jp
+from experiments import data, run, sweep, training
+from experiments.phases import Dense, FineTune, PruneMagnitudes, Search
+
+pytestmark = pytest.mark.usefixtures("relaxed_promotion")
+
+ROOT = Path(__file__).parents[2]
+WEIGHTS = 64 * 300 + 300 * 100 + 100 * 10
+SEARCH = Search(epochs=2, batch=64)
+FINE_TUNE = FineTune(epochs=2, batch=64)
+SMALL = run.Experiment(
+    "lenet300100", "digits", (SEARCH, FINE_TUNE), density=0.1, limit=256, evaluations=4
+)
+CONFIG = """
+from experiments.phases import Dense, FineTune, PruneMagnitudes, Search
+from experiments.run import Experiment
+
+experiment = {}
+"""
+
+
+@pytest.fixture
+def config(tmp_path):
+    """`config(experiment)` is the path of a config file that defines it."""
+
+    def write(experiment=SMALL, name="small"):
+        path = tmp_path / f"{name}.py"
+        path.write_text(CONFIG.format(experiment))
+        return str(path)
+
+    return write
+
+
+def run_phases(folder, *phases, **changes):
+    experiment = dataclasses.replace(SMALL, phases=phases, **changes)
+    dataset = data.load("digits", limit=experiment.limit)
+    return run.run(experiment, dataset, folder)
+
+
+def initial(seed=0):
+    key = jax.random.fold_in(jax.random.key(seed), 0)
+    return run.initial_network("lenet300100", data.load("digits"), key)[0]
+
+
+def outcome(folder, name):
+    return ocp.load(folder / f"network-{name}", training.abstract(initial()))
+
+
+def rows(folder, without=()):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [
+        {name: value for name, value in json.loads(line).items() if name not in without}
+        for line in lines
+    ]
+
+
+def kept_of(mask):
+    return sum(int(jnp.sum(leaf)) for leaf in jax.tree.leaves(mask))
+
+
+# what a run leaves ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("density", [0.1, 0.0123])
+def test_run_leaves_and_names_its_findings(config, tmp_path, capsys, density):
+    folder = tmp_path / "out"
+    result = run.main([config(), f"--out={folder}", f"--density={density}"])
+
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "metrics.jsonl",
+        "network-0-search",
+        "network-1-fine-tune",
+        "picture.png",
+        "result.json",
+        "table.txt",
+    ]
+    printed = capsys.readouterr().out
+    for name in ("table.txt", "picture.png", "metrics.jsonl", "result.json"):
+        assert f"{folder / name}\n" in printed
+    assert (folder / "table.txt").read_text() in printed
+    assert (folder / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+    network = outcome(folder, "1-fine-tune")
+    assert result["kept"] == kept_of(network.mask) == round(density * WEIGHTS)
+    chex.assert_trees_all_equal(network.weights, network.masked_weights())
+    chex.assert_trees_all_equal(network.mask, outcome(folder, "0-search").mask)
+    assert json.loads((folder / "result.json").read_text()) == json.loads(json.dumps(result))
+    assert [(row["number"], row["step"]) for row in rows(folder)] == [
+        (number, step) for number in (0, 1) for step in (2, 4, 6, 8)
+    ]
+    assert rows(folder)[-1]["accuracy"] == result["accuracy"]
+
+
+def test_finished_run_is_not_trained_again(tmp_path):
+    first = run_phases(tmp_path, SEARCH, FINE_TUNE)
+    before = rows(tmp_path)
+    assert run_phases(tmp_path, SEARCH, FINE_TUNE) == first
+    assert rows(tmp_path) == before
+
+
+# stopped and resumed ----------------------------------------------------------------------------
+
+
+def start(config, folder):
+    command = [sys.executable, "-m", "experiments.run", config, f"--out={folder}"]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
+    return subprocess.Popen(
+        [*command, "--checkpoint_seconds=0"],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(config, folder):
+    process = start(config, folder)
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, printed
+    return printed
+
+
+def kill(config, folder, moment):
+    """Kills the run at the moment; returns whether it came before the end."""
+    process = start(config, folder)
+    while process.poll() is None and not moment(folder):
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    return process.returncode == -signal.SIGKILL
+
+
+def evaluated(phase, count):
+    """The moment when `phase` has been evaluated so many times."""
+
+    def now(folder):
+        path = folder / "metrics.jsonl"
+        return path.exists() and path.read_text().count(f'"{phase}"') >= count
+
+    return now
+
+
+def saving(pattern, count):
+    """The moment when a folder under a temporary name is there, the `count`-th such folder."""
+    seen = set()
+
+    def now(folder):
+        seen.update(folder.glob(pattern))
+        return len(seen) >= count
+
+    return now
+
+
+def assert_same_run(folder, reference):
+    for name in ("0-search", "1-fine-tune"):
+        chex.assert_trees_all_equal(outcome(folder, name), outcome(reference, name))
+    assert rows(folder, without=["seconds"]) == rows(reference, without=["seconds"])
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    path = folder / "small.py"
+    path.write_text(CONFIG.format(SMALL))
+    finish(str(path), folder / "out")
+    return folder / "out"
+
+
+def test_killed_run_ends_with_the_same_bits(config, tmp_path, uninterrupted):
+    folder = tmp_path / "out"
+    path = config()
+    assert kill(path, folder, evaluated("search", 2))
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"number": 0, "pha')
+    assert kill(path, folder, evaluated("fine-tune", 2))
+    assert "fine-tune: goes on at step" in finish(path, folder)
+    assert_same_run(folder, uninterrupted)
+
+
+@pytest.mark.slow
+def test_run_killed_in_the_middle_of_saving_ends_with_the_same_bits(
+    config, tmp_path, uninterrupted
+):
+    folder = tmp_path / "out"
+    temporary = "checkpoints-*/*.orbax-checkpoint-tmp*"
+    moments = [saving(temporary, count) for count in (1, 2, 4, 6)]
+    moments += [saving("network-0*tmp*", 1), saving(temporary, 8), saving("network-1*tmp*", 1)]
+    assert all(kill(config(), folder, moment) for moment in moments)
+    finish(config(), folder)
+    assert_same_run(folder, uninterrupted)
+
+
+# several devices --------------------------------------------------------------------------------
+
+
+def test_eight_devices_find_what_one_does(tmp_path, monkeypatch):
+    assert jax.device_count() == 8
+    learning = (Search(epochs=8, batch=64), FineTune(epochs=2, batch=64))
+    several = run_phases(tmp_path / "8", *learning)
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    one = run_phases(tmp_path / "1", *learning)
+    assert several["kept"] == one["kept"] == round(0.1 * WEIGHTS)
+    assert several["accuracy"] == pytest.approx(one["accuracy"], abs=0.05)
+    losses = [[row["loss"] for row in rows(tmp_path / name)] for name in ("8", "1")]
+    assert losses[0][0] == pytest.approx(losses[1][0], rel=1e-3)
+    assert losses[0] == pytest.approx(losses[1], rel=0.1)
+
+
+# each kind of phase -----------------------------------------------------------------------------
+
+
+def test_magnitude_pruning_keeps_the_largest_weights(tmp_path):
+    result = run_phases(tmp_path, Dense(epochs=4, batch=64), PruneMagnitudes(), FINE_TUNE)
+    dense, pruned = outcome(tmp_path, "0-dense"), outcome(tmp_path, "1-magnitude")
+    tuned = outcome(tmp_path, "2-fine-tune")
+    assert kept_of(dense.mask) == WEIGHTS
+    chex.assert_trees_all_equal(pruned.weights, dense.weights)
+    chex.assert_trees_all_equal(
+        pruned.mask, jp.top_k_mask(jax.tree.map(jnp.abs, dense.weights), round(0.1 * WEIGHTS))
+    )
+    chex.assert_trees_all_equal(tuned.mask, pruned.mask)
+    chex.assert_trees_all_equal(tuned.weights, tuned.masked_weights())
+    assert result["kept"] == round(0.1 * WEIGHTS)
+    assert result["accuracy"] > 0.5
+
+
+@pytest.mark.parametrize(
+    "search",
+    [
+        Search(epochs=8, batch=64, estimator="vrpge"),
+        Search(epochs=8, batch=64, clip_jointly=False),
+        Search(epochs=8, batch=64, draws=1),
+    ],
+    ids=["vrpge", "clipped apart", "one draw"],
+)
+def test_search_reaches_the_density_with_finite_weights(tmp_path, search):
+    result = run_phases(tmp_path, search)
+    network = outcome(tmp_path, "0-search")
+    assert result["kept"] == kept_of(network.mask) == round(0.1 * WEIGHTS)
+    chex.assert_tree_all_finite(network.weights)
+    assert rows(tmp_path)[-1]["sparsity"] == pytest.approx(0.9, abs=0.02)
+    assert any(
+        bool(jnp.any(now != before))
+        for now, before in zip(
+            jax.tree.leaves(network.weights), jax.tree.leaves(initial().weights), strict=True
+        )
+    )
+
+
+def test_best_sampled_mask_is_chosen_on_heldout_records(tmp_path):
+    search = dataclasses.replace(SEARCH, choose="best_sampled")
+    result = run_phases(tmp_path, search, holdout=56)
+    assert result["kept"] == kept_of(outcome(tmp_path, "0-search").mask)
+    assert result["kept"] == pytest.approx(0.1 * WEIGHTS, rel=0.1)
+    assert rows(tmp_path)[-1]["step"] == 2 * (200 // 64)
+
+
+def test_supermask_leaves_the_weights_alone(tmp_path):
+    search = Search(epochs=30, batch=64, train_weights=False, start=0.5, densify_until=0.0)
+    result = run_phases(tmp_path, search, density=0.3, seed=3)
+    network = outcome(tmp_path, "0-search")
+    chex.assert_trees_all_equal(network.weights, initial(seed=3).weights)
+    assert result["kept"] == round(0.3 * WEIGHTS)
+    assert result["accuracy"] > 0.5
+
+
+# the command line -------------------------------------------------------------------------------
+
+
+def test_command_line_changes_the_experiment(config):
+    flags = ["--density=0.5", "--seed=7", "--epochs=3,4", "--holdout=20", "--limit=100"]
+    experiment = run.configured(run.parse([config(), *flags]))
+    assert experiment == dataclasses.replace(
+        SMALL,
+        phases=(dataclasses.replace(SEARCH, epochs=3), dataclasses.replace(FINE_TUNE, epochs=4)),
+        density=0.5,
+        seed=7,
+        holdout=20,
+        limit=100,
+    )
+    assert run.configured(run.parse([config()])) == SMALL
+    name = run.describe("a/small.py", experiment)
+    assert name == "small-digits-lenet300100-density0.5-epochs3+4-seed7"
+
+
+def test_epochs_skip_phases_that_train_nothing(config):
+    experiment = dataclasses.replace(SMALL, phases=(Dense(5), PruneMagnitudes(), FineTune(6)))
+    changed = run.configured(run.parse([config(experiment), "--epochs=1,2"]))
+    assert changed.phases == (Dense(1), PruneMagnitudes(), FineTune(2))
+
+
+@pytest.mark.parametrize(
+    ("changes", "flags", "error", "message"),
+    [
+        ({}, ["--density=1.2"], ValueError, r"--density must lie in \[0, 1\], got 1.2"),
+        ({}, ["--density=nan"], ValueError, r"--density must lie in \[0, 1\], got nan"),
+        ({}, ["--epochs=3"], ValueError, "a positive number for each of .'search', 'fine-tune'"),
+        ({}, ["--epochs=3,0"], ValueError, "a positive number for each of"),
+        ({}, ["--dataset=svhn"], ValueError, "unknown data set 'svhn'"),
+        ({}, ["--model=alexnet"], ValueError, "unknown model 'alexnet'"),
+        ({}, ["--dataset=mnist", "--data_dir=gone"], FileNotFoundError, "tfds build mnist"),
+        ({}, ["--limit=0"], ValueError, "limit must be between 1 and the 1437"),
+        ({}, ["--limit=63"], ValueError, "batch of 64 must .* at most the 63 training records"),
+        ({}, ["--holdout=256"], ValueError, "count must be between 1 and 255"),
+        (
+            {"phases": (SEARCH, FineTune(1, batch=60))},
+            [],
+            ValueError,
+            "batch of 60 must divide by the 8 devices",
+        ),
+        (
+            {"phases": (dataclasses.replace(SEARCH, choose="best_sampled"),)},
+            [],
+            ValueError,
+            "needs held-out records: set --holdout",
+        ),
+    ],
+)
+def test_what_cannot_run_is_said_before_anything_is_written(
+    config, tmp_path, monkeypatch, changes, flags, error, message
+):
+    path = config(dataclasses.replace(SMALL, **changes))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(error, match=message):
+        run.main([path, *flags])
+    assert [file.name for file in tmp_path.iterdir()] == ["small.py"]
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("gone.py", FileNotFoundError, "no config file gone.py; those at hand are in experiments"),
+        ("plain.txt", ValueError, "plain.txt is not a Python file"),
+    ],
+)
+def test_config_must_be_a_python_file(tmp_path, monkeypatch, name, error, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "plain.txt").touch()
+    with pytest.raises(error, match=message):
+        run.main([name])
+    assert [file.name for file in tmp_path.iterdir()] == ["plain.txt"]
+
+
+@pytest.mark.parametrize("option", [{"estimator": "guess"}, {"choose": "any"}])
+def test_search_knows_its_options(option):
+    (name,) = option
+    with pytest.raises(ValueError, match=f"{name} must be "):
+        Search(epochs=1, **option)
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("experiments/configs/*.py")), ids=lambda p: p.stem)
+def test_every_config_says_how_it_is_run_and_has_a_schedule(path):
+    experiment = run.configured(run.parse([str(path)]))
+    assert f"python -m experiments.run experiments/configs/{path.name}" in path.read_text()
+    for phase in experiment.phases:
+        if phase.epochs:
+            phase.optimizer(initial(), experiment.density, 100 * phase.epochs)
+
+
+# sweep ------------------------------------------------------------------------------------------
+
+
+def test_sweep_compares_and_repeats_nothing(config, tmp_path, monkeypatch, capsys):
+    one_shot = (Dense(2, batch=64), PruneMagnitudes())
+    configs = [
+        config(dataclasses.replace(SMALL, phases=(SEARCH,)), "searched"),
+        config(dataclasses.replace(SMALL, phases=one_shot), "one_shot"),
+    ]
+    folder = tmp_path / "sweep"
+    command = [*configs, "--densities=0.1", "--seeds=0", f"--out={folder}", "--limit=128"]
+    table = sweep.main(command)
+
+    assert (folder / "table.md").read_text() == table
+    assert (folder / "picture.png").read_bytes().startswith(b"\x89PNG")
+    assert f"{folder / 'table.md'}\n{folder / 'picture.png'}\n" in capsys.readouterr().out
+    lines = table.splitlines()[2:]
+    assert [line.split(" | ")[0] for line in lines] == ["| searched", "| one_shot"]
+    assert all("| 0.1 |" in line and "| 5,020 |" in line for line in lines)
+    monkeypatch.setattr(run, "main", functools.partial(pytest.fail, "repeated"))
+    assert sweep.main(command) == table
+
+
+# real data --------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif("JAXPRUNE_TFDS" not in os.environ, reason="JAXPRUNE_TFDS names no tfds folder")
+def test_mnist_is_learned(config, tmp_path):
+    phases = (Search(epochs=2, batch=40), FineTune(epochs=1, batch=40))
+    experiment = run.Experiment("lenet300100", "mnist", phases, limit=1000, evaluations=2)
+    flags = [f"--data_dir={os.environ['JAXPRUNE_TFDS']}", f"--out={tmp_path / 'out'}"]
+    result = run.main([config(experiment), *flags])
+    assert result["kept"] == 26_620
+    assert result["accuracy"] > 0.7
