@@ -56,7 +56,7 @@ def relaxed_bernoulli(
 
     def soft(key, prob):
         # The middles of 2**23 equal intervals: never 0 or 1.
-        bits = random_bits(key, prob.shape, jnp.uint32)
+        bits = _bits_like(prob, key, random_bits)
         uniform = ((bits >> 9).astype(jnp.float32) + 0.5) * 2.0**-23
         prob = prob.astype(jnp.float32)
         keep = jnp.log((prob + _EPSILON) * uniform)
@@ -90,7 +90,7 @@ def bernoulli_mask(
     """
 
     def hard(key, prob):
-        uniform = (random_bits(key, prob.shape, jnp.uint32) >> 8).astype(jnp.float32) * 2.0**-24
+        uniform = (_bits_like(prob, key, random_bits) >> 8).astype(jnp.float32) * 2.0**-24
         return uniform < prob.astype(jnp.float32)
 
     return _map_with_keys(hard, key, probs)
@@ -103,6 +103,16 @@ def _map_with_keys(sample, key, probs):
         raise ValueError(f"probabilities must be floating-point arrays, got leaves of {dtypes}")
     keys = jax.random.split(key, len(leaves))
     return structure.unflatten(map(sample, keys, leaves))
+
+
+def _bits_like(prob: jax.Array, key: chex.PRNGKey, random_bits: RandomBits) -> jax.Array:
+    """A uint32 array of the shape and, on a mesh with Explicit axes, the sharding of `prob`."""
+    draw = lambda key: random_bits(key, prob.shape, jnp.uint32)
+    sharding = jax.typeof(prob).sharding
+    if jax.sharding.AxisType.Explicit in sharding.mesh.axis_types:  # else each device draws it all
+        axes = sharding.mesh.explicit_axes
+        draw = jax.sharding.auto_axes(draw, axes=axes, out_sharding=sharding)
+    return draw(key)
 
 
 def counter_bits(

@@ -89,14 +89,14 @@ def scores_and_k(draw):
 jitted = jax.jit(jp.top_k_mask)
 
 
-@hypothesis.settings(max_examples=400)
+@hypothesis.settings(max_examples=700)
 @hypothesis.given(scores_and_k())
 def test_equals_stable_argsort(case):
     scores, k = case
     assert_same_mask(jp.top_k_mask(scores, k), stable_top_k(scores, k))
 
 
-@hypothesis.settings(max_examples=150)
+@hypothesis.settings(max_examples=300)
 @hypothesis.given(scores_and_k())
 def test_equals_stable_argsort_under_jit_with_traced_k(case):
     scores, k = case
