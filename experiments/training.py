@@ -151,9 +151,9 @@ def train(
         return data.epoch_batches(jax.random.fold_in(order_key, epoch), count, phase.batch)
 
     @jax.jit
-    def current(state: State):
+    def current(state: State, mask: Tree):
         key = jax.random.fold_in(draw_key, steps + state.step)
-        weights, mask = phase.current(state.params, network.mask, key)
+        weights, mask = phase.current(state.params, mask, key)
         return weights, jp.sparsity(mask)
 
     state = room.replicated(
@@ -186,7 +186,7 @@ def train(
             if log.report_is_due():
                 log.report(int(state.step))
             if step in marks:
-                weights, sparsity = current(state)
+                weights, sparsity = current(state, network.mask)
                 accuracy = room.test_accuracy(weights, state.rest)
                 log.evaluation(step, step / per_epoch, state.loss / marks[step], accuracy, sparsity)
                 state = state._replace(loss=jnp.zeros_like(state.loss))

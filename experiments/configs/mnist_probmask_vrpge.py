@@ -11,5 +11,5 @@ experiment = Experiment(
     dataset="mnist",
     limit=20_000,
     density=0.1,
-    phases=(Search(epochs=20, estimator="vrpge"), FineTune(epochs=20)),
+    phases=(Search(epochs=20, estimator="vrpge", clip_jointly=False), FineTune(epochs=20)),
 )

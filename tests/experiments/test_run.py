@@ -160,12 +160,12 @@ def evaluated(phase, count):
     return now
 
 
-def saving(pattern, count):
-    """The moment when a folder under a temporary name is there, the `count`-th such folder."""
-    seen = set()
+def saving(folder, pattern, count):
+    """The moment when `count` more folders with temporary names have been seen."""
+    before, seen = set(folder.glob(pattern)), set()
 
     def now(folder):
-        seen.update(folder.glob(pattern))
+        seen.update(set(folder.glob(pattern)) - before)
         return len(seen) >= count
 
     return now
@@ -202,10 +202,10 @@ def test_run_killed_in_the_middle_of_saving_ends_with_the_same_bits(
     config, tmp_path, uninterrupted
 ):
     folder = tmp_path / "out"
-    temporary = "checkpoints-*/*.orbax-checkpoint-tmp*"
-    moments = [saving(temporary, count) for count in (1, 2, 4, 6)]
-    moments += [saving("network-0*tmp*", 1), saving(temporary, 8), saving("network-1*tmp*", 1)]
-    assert all(kill(config(), folder, moment) for moment in moments)
+    moments = [("checkpoints-0*/*tmp*", count) for count in (1, 3, 2)]
+    moments += [("network-0*tmp*", 1), ("checkpoints-1*/*tmp*", 3), ("network-1*tmp*", 1)]
+    killed = [kill(config(), folder, saving(folder, *moment)) for moment in moments]
+    assert killed == [True] * len(moments)
     finish(config(), folder)
     assert_same_run(folder, uninterrupted)
 
