@@ -23,6 +23,7 @@ def solve(scores, budget, costs=None):
     if spending(v) > budget:
         kinks = np.unique(np.concatenate([[0.0], z / c, (z - 1) / c]))
         kinks = kinks[kinks >= 0]
+        kinks = np.append(kinks, 2 * kinks[-1])  # at the last kink rounding may leave 1e-17
         i = bisect.bisect_left(kinks, True, key=lambda v: spending(v) <= budget)
         low, high = kinks[i - 1], kinks[i]
         above, below = spending(low), spending(high)
