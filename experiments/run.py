@@ -65,6 +65,7 @@ def run(
     for phase in experiment.phases:
         room.check(phase)
     network = room.replicated(network)
+    claim(folder, experiment)
     log = training.Log(folder / "metrics.jsonl")
 
     for number, phase in enumerate(experiment.phases):
@@ -93,6 +94,18 @@ def run(
 
     accuracy = float(room.test_accuracy(network.masked_weights(), network.rest))
     return report(experiment, network, accuracy, log, folder)
+
+
+def claim(folder: Path, experiment: Experiment) -> None:
+    """Makes the folder this experiment's, or raises a ValueError if it is another's."""
+    settings = folder / "settings.txt"
+    if settings.exists() and settings.read_text() != repr(experiment):
+        raise ValueError(
+            f"{folder} holds a run with other settings ({settings.name}): choose another --out, or "
+            "remove it"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    settings.write_text(repr(experiment))
 
 
 def initial_network(model: str, dataset: data.Dataset, key) -> tuple[Network, nnx.GraphDef]:

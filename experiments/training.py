@@ -27,7 +27,7 @@ _EVALUATION_BATCH = 1000
 
 
 class State(NamedTuple):
-    """All that a phase's training changes, and its key."""
+    """All that a phase's training changes, and the key of its draws."""
 
     params: Tree
     rest: Tree
@@ -132,7 +132,7 @@ def train(
 
     @functools.partial(jax.jit, donate_argnums=0)
     def one_step(state: State, records, order: jax.Array) -> tuple[State, jax.Array]:
-        augment_key, mask_key = jax.random.split(jax.random.fold_in(draw_key, state.step))
+        augment_key, mask_key = jax.random.split(jax.random.fold_in(state.key, state.step))
         images, labels = room.batch(records, order[state.step % per_epoch], augment_key)
         loss, rest, grads = phase.gradients(
             state.params,
@@ -152,7 +152,7 @@ def train(
 
     @jax.jit
     def current(state: State, mask: Tree):
-        key = jax.random.fold_in(draw_key, steps + state.step)
+        key = jax.random.fold_in(state.key, steps + state.step)
         weights, mask = phase.current(state.params, mask, key)
         return weights, jp.sparsity(mask)
 
@@ -161,7 +161,7 @@ def train(
             params=jax.tree.map(jnp.copy, initial_params),
             rest=jax.tree.map(jnp.copy, network.rest),
             opt_state=optimizer.init(initial_params),
-            key=key,
+            key=draw_key,
             step=jnp.int32(0),
             loss=jnp.float32(0),
         )

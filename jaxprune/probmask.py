@@ -147,7 +147,7 @@ def vrpge_gradient(
     r"""Estimates the gradient of the probabilities from losses alone, without back-propagation.
 
     .. math::
-      g = \frac{1}{I-1} \sum_j (L_j - \bar L) \frac{m_j - s}{\sqrt{(s+\epsilon)(1-s+\epsilon)}}
+      g = \frac{1}{I-1} \sum_j (L_j - \bar L) \frac{m_j - s}{\sqrt{\max(s(1-s), \epsilon)}}
 
     an unbiased estimate of sqrt(s (1 - s)) dE[L]/ds (VRPGE: "Efficient Neural Network Training via
     Forward and Backward Propagation Sparsification", NeurIPS 2021, section 3).
@@ -179,7 +179,7 @@ def vrpge_gradient(
 
     def estimate(prob, *drawn):
         prob = prob.astype(jnp.float32)
-        spread = jnp.sqrt((prob + 1e-20) * (1.0 - prob + 1e-20))
+        spread = jnp.sqrt(jnp.maximum(prob * (1.0 - prob), 1e-20))
         return sum(
             advantage * (mask.astype(jnp.float32) - prob) / spread
             for advantage, mask in zip(advantages, drawn, strict=True)

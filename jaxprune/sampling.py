@@ -6,6 +6,7 @@ distribution, through which gradients reach s; the hard sample is a mask. One dr
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import chex
 import jax
@@ -109,10 +110,11 @@ def _bits_like(prob: jax.Array, key: chex.PRNGKey, random_bits: RandomBits) -> j
     """A uint32 array of the shape and, on a mesh with Explicit axes, the sharding of `prob`."""
     draw = lambda key: random_bits(key, prob.shape, jnp.uint32)
     sharding = jax.typeof(prob).sharding
-    if jax.sharding.AxisType.Explicit in sharding.mesh.axis_types:  # else each device draws it all
-        axes = sharding.mesh.explicit_axes
-        draw = jax.sharding.auto_axes(draw, axes=axes, out_sharding=sharding)
-    return draw(key)
+    if jax.sharding.AxisType.Explicit not in sharding.mesh.axis_types:
+        return draw(key)
+    axes = sharding.mesh.explicit_axes  # without this each device would draw the whole leaf
+    draw_shards: Any = jax.sharding.auto_axes(draw, axes=axes, out_sharding=sharding)
+    return draw_shards(key)
 
 
 def counter_bits(

@@ -412,3 +412,9 @@ def test_mnist_is_learned(config, tmp_path):
     result = run.main([config(experiment), *flags])
     assert result["kept"] == 26_620
     assert result["accuracy"] > 0.45
+
+
+def test_folder_of_another_run_is_refused(tmp_path):
+    run_phases(tmp_path / "run", Dense(epochs=1, batch=64))
+    with pytest.raises(ValueError, match="other settings"):
+        run_phases(tmp_path / "run", Dense(epochs=1, batch=64), seed=1)
