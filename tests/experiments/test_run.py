@@ -94,6 +94,7 @@ def test_run_leaves_and_names_its_findings(config, tmp_path, capsys):
         "network-1-fine-tune",
         "picture.png",
         "result.json",
+        "settings.txt",
         "table.txt",
     ]
     printed = capsys.readouterr().out
