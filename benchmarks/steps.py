@@ -78,6 +78,7 @@ def main() -> None:
                 "ProbMask, counter_bits": probmask_step(task, weights, jp.counter_bits),
             },
             repeats=31,
+            carried=2,
         )
         title = f"{build.__name__}, {size:,} weights, batch {BATCH}"
         print(timing.table(f"{title}: against one dense step", timed, "dense step"))

@@ -1,12 +1,14 @@
-"""Times compiled functions against each other in one run: in turn, so that noise hits all alike."""
+"""Times compiled functions against each other in one run, in turn: noise hits all alike."""
 
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 
 class Timed(NamedTuple):
@@ -18,18 +20,33 @@ class Timed(NamedTuple):
     temporary_mib: float
 
 
-def compare(cases: dict[str, tuple[Callable, tuple]], repeats: int = 15) -> dict[str, Timed]:
-    """Compiles and warms up every case (function, arguments), then times them in turn."""
-    compiled, seconds, times = {}, {}, {name: [] for name in cases}
+def compare(
+    cases: dict[str, tuple[Callable, tuple]], repeats: int = 15, carried: int = 0
+) -> dict[str, Timed]:
+    """Compiles and warms up every case (function, arguments), then times them in turn.
+
+    The first `carried` arguments are donated and replaced by the first results, as in training.
+    """
+    compiled, seconds, times, states = {}, {}, {name: [] for name in cases}, {}
+
+    def call(name):
+        results = jax.block_until_ready(compiled[name](*states[name]))
+        if carried:
+            states[name] = (*results[:carried], *states[name][carried:])
+
     for name, (function, arguments) in cases.items():
+        states[name] = jax.tree.map(jnp.copy, arguments)
         start = time.perf_counter()
-        compiled[name] = jax.jit(function).lower(*arguments).compile()
+        donated = jax.jit(function, donate_argnums=tuple(range(carried)))
+        compiled[name] = donated.lower(*states[name]).compile()
         seconds[name] = time.perf_counter() - start
-        jax.block_until_ready(compiled[name](*arguments))
-    for _ in range(repeats):
-        for name, (_, arguments) in cases.items():
+        call(name)
+    names = list(cases)
+    for turn in range(repeats):
+        # In another order each time: a case is slower after one that has emptied the caches.
+        for name in random.Random(turn).sample(names, len(names)):
             start = time.perf_counter()
-            jax.block_until_ready(compiled[name](*arguments))
+            call(name)
             times[name].append(time.perf_counter() - start)
     result = {}
     for name in cases:
