@@ -3,10 +3,10 @@
     python -m experiments.run experiments/configs/digits_probmask.py
     python -m experiments.run experiments/configs/mnist_probmask.py --data_dir=~/data --density=0.01
 
-The folder of a run holds metrics.jsonl (a line for each evaluation), table.txt, picture.png,
-result.json, the outcome of each phase (weights, rest and mask) and, while it runs, checkpoints. A
-run that was killed, at any moment, continues under the same command to the same bits. All devices
-share each batch.
+The folder of a run holds settings.txt, metrics.jsonl (a line for each evaluation), table.txt,
+picture.png, result.json, the outcome of each phase (weights, rest and mask) and, while it runs,
+checkpoints. A run that was killed, at any moment, continues under the same command to the same
+bits. All devices share each batch.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
 Everything a step depends on is in `State` or follows from the step's number: the order of the
 records, their augmentation and the draws of masks. A restored state therefore goes on to the same
-bits. The host only hands out steps; it waits for the device when it evaluates, saves or reports.
+bits. The host hands out one step while the one before it runs.
 """
 
 import functools

@@ -156,15 +156,13 @@ def _hidden(leaf) -> bool:
     return isinstance(leaf, optax.MaskedNode)
 
 
-def nonzero_total(leaves: list[jax.Array]) -> wide.Wide:
+@jax.jit
+def _nonzero_total(leaves: list[jax.Array]) -> wide.Wide:
     """The exact number of non-zero entries of all leaves, as a scalar `Wide`."""
     if not leaves:
         return wide.wide(0)
     rows = [[leaf if is_boolean(leaf) else leaf != 0] for leaf in leaves]
     return wide.at(wide.total(wide.exact_sums(rows, [1])), 0)
-
-
-_nonzero_total = jax.jit(nonzero_total)
 
 
 def count(mask: chex.ArrayTree) -> int:

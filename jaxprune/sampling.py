@@ -122,10 +122,10 @@ def counter_bits(
 ) -> jax.Array:
     """Random bits from a hash of each entry's position: fewer operations than `jax.random.bits`.
 
-    The position is hashed twice (a 32-bit finalizer of two multiplications, constants found by
-    T. Ettinger with hash-prospector), each time after a word of the key is added. XLA fuses all of
-    it into the loop that uses the bits. Good enough for masks (its tests: uniformity, serial
-    correlation, correlation between keys and avalanche); not for cryptography.
+    The position is hashed twice (a 32-bit finalizer of two multiplications, with constants from the
+    tables of hash-prospector), each time after a word of the key is added. XLA fuses all of it into
+    the loop that uses the bits. Good enough for masks (its tests: uniformity, serial correlation,
+    correlation between keys and avalanche); not for cryptography.
 
     Args:
       key: one `jax.random.key` of any implementation.
