@@ -280,6 +280,12 @@ def holdout(dataset: Dataset, count: int) -> tuple[Dataset, tuple[np.ndarray, np
     return kept, (dataset.train_images[-count:], dataset.train_labels[-count:])
 
 
+def without_standardization(dataset: Dataset) -> Dataset:
+    """The set with pixels that `normalize` leaves in [0, 1]."""
+    channels = len(dataset.mean)
+    return dataset._replace(mean=(0.0,) * channels, std=(1.0,) * channels)
+
+
 def normalize(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
     """Scales uint8 images (..., channels) to float32 with the given mean and deviation taken out.
 

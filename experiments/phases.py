@@ -1,4 +1,4 @@
-"""The parts that an experiment is made of: dense training, ProbMask search, pruning, fine-tuning.
+"""The parts that an experiment is made of: dense or regularised training, ProbMask search, pruning.
 
 A phase takes a `Network` and gives a `Network`. The runner asks it, in this order, for what is
 trained (`begin`), the optimizer, gradients in every step, the network as it stands (`current`), and
@@ -6,6 +6,7 @@ the outcome (`end`). Everything is composed of public links and functions of jax
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -32,24 +33,63 @@ class Network(NamedTuple):
         return jp.apply_mask(self.weights, self.mask)
 
 
+_sgd = functools.partial(optax.sgd, momentum=0.9)
+_OPTIMIZERS = {"sgd": _sgd, "adam": optax.adam}
+_INPUTS_AND_OUTPUTS = ("inputs", "outputs")
+_PENALTIES = {
+    "hoyer_square": jp.hoyer_square,
+    "hoyer_ratio": jp.hoyer_ratio,
+    "l1": jp.l1,
+    "transformed_l1": jp.transformed_l1,
+    "group_hoyer_square": functools.partial(jp.group_hoyer_square, axes=_INPUTS_AND_OUTPUTS),
+    "group_lasso": functools.partial(jp.group_lasso, axes=_INPUTS_AND_OUTPUTS),
+}
+
+
+def _rate(peak: float, decay: str | tuple[float, ...], steps: int) -> optax.Schedule:
+    """The learning rate over a phase."""
+    if decay == "cosine":
+        return optax.cosine_decay_schedule(peak, steps)
+    falls = () if decay == "constant" else decay
+    return optax.piecewise_constant_schedule(peak, {round(at * steps): 0.1 for at in falls})
+
+
 @dataclasses.dataclass(frozen=True)
 class Dense:
-    """Training of all weights: SGD with momentum, cosine learning rate, weight decay."""
+    """Training of all weights, by default with SGD with momentum under a cosine.
+
+    `optimizer` is "sgd" (momentum 0.9) or "adam"; weight decay is an L2 term in the gradient of
+    either. `decay` of the learning rate is "cosine", "constant", or the fractions of the phase at
+    which it is divided by 10.
+    """
 
     epochs: int
     batch: int = 256
     learning_rate: float = 0.1
     weight_decay: float = 5e-4
+    optimizer: str = "sgd"
+    decay: str | tuple[float, ...] = "cosine"
     name: str = "dense"
     needs_heldout = False
+
+    def __post_init__(self):
+        if self.optimizer not in _OPTIMIZERS:
+            raise ValueError(f"optimizer must be one of {[*_OPTIMIZERS]}, got {self.optimizer!r}")
+        if isinstance(self.decay, str) and self.decay not in ("cosine", "constant"):
+            raise ValueError(
+                f"decay must be 'cosine', 'constant' or a tuple of fractions, got {self.decay!r}"
+            )
 
     def begin(self, network: Network, density: float) -> Tree:
         """What is trained."""
         return network.weights
 
-    def optimizer(self, network: Network, density: float, steps: int):
+    def links(self, network: Network, density: float, steps: int):
         """An optax transformation of what `begin` gave."""
-        return _sgd(optax.cosine_decay_schedule(self.learning_rate, steps), self.weight_decay)
+        return optax.chain(
+            optax.add_decayed_weights(self.weight_decay),
+            _OPTIMIZERS[self.optimizer](_rate(self.learning_rate, self.decay, steps)),
+        )
 
     def gradients(self, weights: Tree, rest: Tree, task: Task, key, progress):
         """(loss, new rest, gradients) of one batch; `progress` rises from 0 to 1."""
@@ -67,19 +107,43 @@ class Dense:
 
 @dataclasses.dataclass(frozen=True)
 class FineTune(Dense):
-    """Training of the kept weights alone, at a constant learning rate."""
+    """Training of the kept weights alone, by default at a constant learning rate."""
 
     batch: int = 128
     learning_rate: float = 1e-3
+    decay: str | tuple[float, ...] = "constant"
     name: str = "fine-tune"
 
     def begin(self, network, density):
         """The weights with zeros where the mask prunes."""
         return network.masked_weights()
 
-    def optimizer(self, network, density, steps):
-        """SGD, with what is pruned kept at zero."""
-        return optax.chain(_sgd(self.learning_rate, self.weight_decay), jp.keep_mask(network.mask))
+    def links(self, network, density, steps):
+        """As for dense training, with what is pruned kept at zero."""
+        return optax.chain(super().links(network, density, steps), jp.keep_mask(network.mask))
+
+
+@dataclasses.dataclass(frozen=True)
+class Regularize(Dense):
+    """Training under a penalty, added to the gradient before the optimizer (DeepHoyer's way).
+
+    `penalty` is one of hoyer_square, hoyer_ratio, l1, transformed_l1 for single weights, of
+    group_hoyer_square, group_lasso for input channels plus filters (rows plus columns).
+    """
+
+    penalty: str = "hoyer_square"
+    strength: float = 1e-4
+    name: str = "regularize"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.penalty not in _PENALTIES:
+            raise ValueError(f"penalty must be one of {[*_PENALTIES]}, got {self.penalty!r}")
+
+    def links(self, network, density, steps):
+        """As for dense training, with the penalty in front."""
+        penalty = jp.add_penalty(_PENALTIES[self.penalty], self.strength)
+        return optax.chain(penalty, super().links(network, density, steps))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +162,43 @@ class PruneMagnitudes:
             network.mask,
         )
         return network._replace(mask=jp.top_k_mask(magnitudes, round(density * size)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Threshold:
+    """One-shot pruning of what is small. Trains nothing.
+
+    `value` is in units of each leaf's standard deviation (rule "std"), of its trimming point
+    ("trimming_point"), or of the weights ("absolute"). With `groups`, the norms of input channels
+    and filters (rows and columns) are compared, "std" meaning their root mean square.
+    """
+
+    value: float
+    rule: str = "std"
+    groups: bool = False
+    name: str = "threshold"
+    epochs: int = 0
+
+    def __post_init__(self):
+        if self.rule not in ("std", "trimming_point", "absolute"):
+            raise ValueError(
+                f"rule must be 'std', 'trimming_point' or 'absolute', got {self.rule!r}"
+            )
+
+    def end(self, network: Network, density: float) -> Network:
+        """The network with the mask of what reaches the threshold."""
+        of_leaf = {
+            "std": _root_mean_square if self.groups else jnp.std,
+            "trimming_point": jp.trimming_point,
+            "absolute": lambda x: 1.0,
+        }[self.rule]
+        axes = _INPUTS_AND_OUTPUTS if self.groups else None
+        mask = jp.threshold_mask(network.weights, lambda x: self.value * of_leaf(x), axes=axes)
+        return network._replace(mask=mask)
+
+
+def _root_mean_square(x):
+    return jnp.sqrt(jnp.mean(x * x))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,19 +244,21 @@ class Search:
         )
         return {"weights": network.weights, "probs": probs}
 
-    def optimizer(self, network, density, steps):
+    def links(self, network, density, steps):
         """SGD for weights, projected Adam for probabilities, gradients clipped before both."""
-        cosine = lambda peak: optax.cosine_decay_schedule(peak, steps)
         first, last = round(self.densify_until * steps), round(self.reach_density_at * steps)
         schedule = jp.cubic_density(density, first, last)
         clip = optax.clip_by_global_norm(self.clip)
         apart = optax.identity() if self.clip_jointly else clip
-        weights = _sgd(cosine(self.learning_rate), self.weight_decay)
+        weights = optax.chain(
+            optax.add_decayed_weights(self.weight_decay),
+            _sgd(_rate(self.learning_rate, "cosine", steps)),
+        )
         links: dict[Hashable, optax.GradientTransformation] = {
             "weights": optax.chain(apart, weights if self.train_weights else optax.set_to_zero()),
             "probs": optax.chain(
                 apart,
-                optax.adam(cosine(self.probability_learning_rate)),
+                optax.adam(_rate(self.probability_learning_rate, "cosine", steps)),
                 jp.project_probabilities(schedule),
             ),
         }
@@ -215,9 +318,3 @@ def _vrpge(params, rest, task, keys):
         "probs": jp.vrpge_gradient(losses, masks, params["probs"]),
     }
     return jnp.mean(losses), rest, grads
-
-
-def _sgd(learning_rate, weight_decay: float):
-    return optax.chain(
-        optax.add_decayed_weights(weight_decay), optax.sgd(learning_rate, momentum=0.9)
-    )

@@ -2,14 +2,17 @@
 
     python -m experiments.run experiments/configs/digits_probmask.py
     python -m experiments.run experiments/configs/mnist_probmask.py --data_dir=~/data --density=0.01
+    python -m experiments.run experiments/configs/mnist_hoyer.py --data_dir=~/data \\
+        --set=regularize.strength=1e-4 --set=threshold.value=0.1
 
 The folder of a run holds settings.txt, metrics.jsonl (a line for each evaluation), table.txt,
-picture.png, result.json, the outcome of each phase (weights, rest and mask) and, while it runs,
-checkpoints. A run that was killed, at any moment, continues under the same command to the same
-bits. All devices share each batch.
+picture.png, result.json, the outcome of each phase (weights, rest and mask, and the settings that
+led to them) and, while it runs, checkpoints. A run that was killed, at any moment, continues under
+the same command to the same bits. All devices share each batch.
 """
 
 import argparse
+import ast
 import dataclasses
 import importlib.util
 import json
@@ -31,7 +34,9 @@ class Experiment:
     """What a config file defines as `experiment`; the command line can change all but `phases`.
 
     `limit` is the number of training records (None: all), `holdout` how many of them are kept apart
-    to choose masks by, `evaluations` how many times each phase is evaluated on the test records.
+    to choose masks and settings by, `evaluations` how many times each phase is evaluated on the
+    test records. `standardize=False` leaves pixels in [0, 1]. `steps_per_call` steps run on the
+    device before the host is asked for more: of use where a step takes less than a millisecond.
     """
 
     model: str
@@ -42,6 +47,8 @@ class Experiment:
     limit: int | None = None
     holdout: int = 0
     evaluations: int = 20
+    standardize: bool = True
+    steps_per_call: int = 1
 
 
 def main(arguments: list[str] | None = None) -> dict:
@@ -51,14 +58,24 @@ def main(arguments: list[str] | None = None) -> dict:
     dataset = data.load(
         experiment.dataset, flags.data_dir, cache_dir=flags.cache_dir, limit=experiment.limit
     )
-    folder = Path(flags.out or f"runs/{describe(flags.config, experiment)}").absolute()
-    return run(experiment, dataset, folder, flags.checkpoint_seconds)
+    folder = Path(flags.out or f"runs/{describe(flags, experiment)}").absolute()
+    reuse = Path(flags.reuse).absolute() if flags.reuse else None
+    return run(experiment, dataset, folder, flags.checkpoint_seconds, reuse)
 
 
 def run(
-    experiment: Experiment, dataset: data.Dataset, folder: Path, checkpoint_seconds: float = 60.0
+    experiment: Experiment,
+    dataset: data.Dataset,
+    folder: Path,
+    checkpoint_seconds: float = 60.0,
+    reuse: Path | None = None,
 ) -> dict:
-    """Runs all phases in `folder` and leaves table, picture and result there."""
+    """Runs all phases in `folder` and leaves table, picture and result there.
+
+    Phases that a run beneath the folder `reuse` has finished with the same settings are copied.
+    """
+    if not experiment.standardize:
+        dataset = data.without_standardization(dataset)
     key = jax.random.key(experiment.seed)
     network, graph = initial_network(experiment.model, dataset, jax.random.fold_in(key, 0))
     room = training.Room(graph, dataset, experiment.holdout)
@@ -67,9 +84,11 @@ def run(
     network = room.replicated(network)
     claim(folder, experiment)
     log = training.Log(folder / "metrics.jsonl")
+    if reuse:
+        take_over(experiment, folder, log, reuse)
 
     for number, phase in enumerate(experiment.phases):
-        outcome = folder / f"network-{number}-{phase.name}"
+        outcome = folder / outcome_name(experiment, number)
         checkpoints = folder / f"checkpoints-{number}-{phase.name}"
         if outcome.exists():
             loaded: Any = ocp.load(str(outcome), training.abstract(network))
@@ -85,15 +104,51 @@ def run(
                 checkpoints,
                 checkpoint_seconds,
                 experiment.evaluations,
+                experiment.steps_per_call,
             )
         else:
             network = phase.end(network, experiment.density)
         if not outcome.exists():
+            outcome.with_suffix(".txt").write_text(history(experiment, number))
             ocp.save(str(outcome), network)
         shutil.rmtree(checkpoints, ignore_errors=True)
 
-    accuracy = float(room.test_accuracy(network.masked_weights(), network.rest))
-    return report(experiment, network, accuracy, log, folder)
+    network = network._replace(weights=network.masked_weights())
+    accuracies = {"accuracy": float(room.test_accuracy(network.weights, network.rest))}
+    if experiment.holdout:
+        found = room.heldout_accuracy(network.weights, network.rest)
+        accuracies["heldout_accuracy"] = float(found)
+    return report(experiment, network, accuracies, log, folder)
+
+
+def outcome_name(experiment: Experiment, number: int) -> str:
+    """The folder in which the outcome of phase `number` is kept."""
+    return f"network-{number}-{experiment.phases[number].name}"
+
+
+def history(experiment: Experiment, number: int) -> str:
+    """All settings that the outcome of phase `number` depends on."""
+    return repr(dataclasses.replace(experiment, phases=experiment.phases[: number + 1]))
+
+
+def take_over(experiment: Experiment, folder: Path, log: training.Log, reuse: Path) -> None:
+    """Copies the outcomes, and the log, of the first phases from runs that have finished them."""
+    for number in range(len(experiment.phases)):
+        name = outcome_name(experiment, number)
+        wanted = history(experiment, number)
+        if (folder / name).exists():
+            continue
+        for settings in sorted(reuse.glob(f"*/{name}.txt")):
+            found = settings.with_suffix("")
+            if found.exists() and settings.read_text() == wanted:
+                break
+        else:
+            return
+        rows = training.Log(found.parent / log.path.name).rows
+        log.keep([*log.rows, *(row for row in rows if row["number"] == number)])
+        shutil.copytree(found, folder / f"{name}.partial", dirs_exist_ok=True)
+        (folder / f"{name}.txt").write_text(wanted)
+        (folder / f"{name}.partial").rename(folder / name)
 
 
 def claim(folder: Path, experiment: Experiment) -> None:
@@ -115,11 +170,11 @@ def initial_network(model: str, dataset: data.Dataset, key) -> tuple[Network, nn
     return Network(weights, rest, jp.prunable(weights)), graph
 
 
-def report(experiment, network: Network, accuracy: float, log, folder: Path) -> dict:
+def report(experiment, network: Network, accuracies: dict, log, folder: Path) -> dict:
     """Writes and prints what the run found."""
     layers = jp.layers(network.mask)
     result = {
-        "accuracy": accuracy,
+        **accuracies,
         "kept": sum(layer.kept for layer in layers),
         "weights": sum(layer.size for layer in layers),
         "density_by_layer": {layer.path: layer.density for layer in layers},
@@ -131,7 +186,8 @@ def report(experiment, network: Network, accuracy: float, log, folder: Path) -> 
     (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
     figures.run_picture(log.rows, layers, folder / "picture.png")
     print(table)
-    print(f"test accuracy {accuracy:.2%} with {result['kept']:,} of {result['weights']:,} weights")
+    kept, weights = result["kept"], result["weights"]
+    print(f"test accuracy {result['accuracy']:.2%} with {kept:,} of {weights:,} weights")
     for name in ("table.txt", "picture.png", "metrics.jsonl", "result.json"):
         print(folder / name)
     return result
@@ -148,6 +204,15 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", help="folder of this run (default: runs/<its settings>)")
     parser.add_argument("--checkpoint_seconds", type=float, default=60.0)
     parser.add_argument("--epochs", help="epochs of the phases that train, such as 20,20")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        help="a setting of a phase, such as threshold.value=0.1; may be repeated",
+    )
+    parser.add_argument(
+        "--reuse", help="folder of runs: phases that one of them has finished alike are copied"
+    )
     for name, kind in _OVERRIDES.items():
         parser.add_argument(f"--{name}", type=kind)
     return parser.parse_args(arguments)
@@ -179,6 +244,10 @@ def configured(flags: argparse.Namespace) -> Experiment:
     if flags.epochs is not None:
         changes["phases"] = with_epochs(module.experiment.phases, flags.epochs)
     experiment = dataclasses.replace(module.experiment, **changes)
+    for setting in flags.set:
+        experiment = dataclasses.replace(
+            experiment, phases=with_setting(experiment.phases, setting)
+        )
     if not 0 <= experiment.density <= 1:
         raise ValueError(f"--density must lie in [0, 1], got {experiment.density}")
     return experiment
@@ -197,12 +266,35 @@ def with_epochs(phases, text: str):
     )
 
 
-def describe(config: str, experiment: Experiment) -> str:
+def with_setting(phases, setting: str):
+    """The phases with one field changed, which is given as `phase.field=value`."""
+    target, _, text = setting.partition("=")
+    name, _, field = target.partition(".")
+    choices = [
+        f"{phase.name}.{each.name}"
+        for phase in phases
+        for each in dataclasses.fields(phase)
+        if each.name != "name"
+    ]
+    if target not in choices or not text:
+        raise ValueError(f"--set takes one of {choices} with =value, got {setting!r}")
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text
+    return tuple(
+        dataclasses.replace(phase, **{field: value}) if phase.name == name else phase
+        for phase in phases
+    )
+
+
+def describe(flags: argparse.Namespace, experiment: Experiment) -> str:
     """A folder name made of a run's settings."""
     epochs = "+".join(str(phase.epochs) for phase in experiment.phases if phase.epochs)
+    settings = "".join(f"-{setting.replace('=', '')}" for setting in flags.set)
     return (
-        f"{Path(config).stem}-{experiment.dataset}-{experiment.model}"
-        f"-density{experiment.density:g}-epochs{epochs}-seed{experiment.seed}"
+        f"{Path(flags.config).stem}-{experiment.dataset}-{experiment.model}"
+        f"-density{experiment.density:g}-epochs{epochs}{settings}-seed{experiment.seed}"
     )
 
 

@@ -2,7 +2,7 @@
 
 Everything a step depends on is in `State` or follows from the step's number: the order of the
 records, their augmentation and the draws of masks. A restored state therefore goes on to the same
-bits. The host hands out one step while the one before it runs.
+bits. The host hands out steps, one or a few at a time, while those before them run.
 """
 
 import functools
@@ -120,18 +120,19 @@ def train(
     checkpoints: Path,
     checkpoint_seconds: float,
     evaluations: int,
+    steps_per_call: int = 1,
 ) -> Network:
     """Trains the phase from its last checkpoint, or from `network`, to its end."""
     count = len(room.train[1])
     per_epoch = count // phase.batch
     steps = phase.epochs * per_epoch
-    optimizer = phase.optimizer(network, density, steps)
+    optimizer = phase.links(network, density, steps)
     initial_params = phase.begin(network, density)
     marks = evaluation_marks(steps, evaluations)
+    next_mark = lambda step: min(mark for mark in marks if mark > step)
     order_key, draw_key, end_key = jax.random.split(key, 3)
 
-    @functools.partial(jax.jit, donate_argnums=0)
-    def one_step(state: State, records, order: jax.Array) -> tuple[State, jax.Array]:
+    def one_step(state: State, records, order: jax.Array) -> State:
         augment_key, mask_key = jax.random.split(jax.random.fold_in(state.key, state.step))
         images, labels = room.batch(records, order[state.step % per_epoch], augment_key)
         loss, rest, grads = phase.gradients(
@@ -143,8 +144,17 @@ def train(
         )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        total = state.loss + loss
-        return State(params, rest, opt_state, state.key, state.step + 1, total), loss
+        return State(params, rest, opt_state, state.key, state.step + 1, state.loss + loss)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def run_until(state: State, records, order: jax.Array, last) -> tuple[State, jax.Array]:
+        if steps_per_call == 1:  # XLA's CPU compiler is slow at convolutions inside loops
+            state = one_step(state, records, order)
+        else:
+            state = jax.lax.while_loop(
+                lambda state: state.step < last, lambda s: one_step(s, records, order), state
+            )
+        return state, jnp.copy(state.loss)
 
     @jax.jit
     def order_of(epoch):
@@ -175,14 +185,15 @@ def train(
         if checkpointer.latest is not None:
             state = checkpointer.load(checkpointer.latest.step, abstract(state))
         step = log.resume(int(state.step), steps)
-        order, loss, saved = None, None, time.monotonic()
+        order, running, saved = None, None, time.monotonic()
         while step < steps:
             if order is None or step % per_epoch == 0:
                 order = order_of(step // per_epoch)
-            running = loss
-            state, loss = one_step(state, room.train, order)
-            jax.block_until_ready(running)  # the host stays one step ahead, no more
-            step += 1
+            stops = (step + steps_per_call, (step // per_epoch + 1) * per_epoch, next_mark(step))
+            step = min(stops)
+            before = running
+            state, running = run_until(state, room.train, order, step)
+            jax.block_until_ready(before)  # the host stays one call ahead, no more
             if log.report_is_due():
                 log.report(int(state.step))
             if step in marks:

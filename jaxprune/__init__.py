@@ -6,11 +6,30 @@ Zero what a mask prunes         apply_mask, keep_mask
 Choose what stays               top_k_mask, project_top_k
 Learn what stays (ProbMask)     init_probabilities, relaxed_bernoulli, project_probabilities,
                                 best_sampled_mask, vrpge_gradient
+Press towards sparsity          add_hoyer_square, add_group_hoyer_square, add_penalty
+(DeepHoyer), then threshold     hoyer_square, group_hoyer_square, hoyer_ratio, l1, transformed_l1,
+                                group_lasso, threshold_mask, trimming_point, group_norms
 Constrain and sample            projection_capped_simplex, bernoulli_mask, counter_bits
 Change it over time             cubic_sparsity, cubic_density, annealed_temperature
 """
 
+from jaxprune.groups import group_norms
+from jaxprune.hoyer import (
+    add_group_hoyer_square,
+    add_hoyer_square,
+    add_penalty,
+    threshold_mask,
+)
 from jaxprune.masks import apply_mask, count, prunable, sparsity
+from jaxprune.penalties import (
+    group_hoyer_square,
+    group_lasso,
+    hoyer_ratio,
+    hoyer_square,
+    l1,
+    transformed_l1,
+    trimming_point,
+)
 from jaxprune.probmask import (
     best_sampled_mask,
     init_probabilities,
@@ -26,6 +45,9 @@ from jaxprune.selection import top_k_mask
 
 __all__ = [
     "Layer",
+    "add_group_hoyer_square",
+    "add_hoyer_square",
+    "add_penalty",
     "annealed_temperature",
     "apply_mask",
     "bernoulli_mask",
@@ -34,8 +56,14 @@ __all__ = [
     "counter_bits",
     "cubic_density",
     "cubic_sparsity",
+    "group_hoyer_square",
+    "group_lasso",
+    "group_norms",
+    "hoyer_ratio",
+    "hoyer_square",
     "init_probabilities",
     "keep_mask",
+    "l1",
     "layers",
     "project_probabilities",
     "project_top_k",
@@ -44,6 +72,9 @@ __all__ = [
     "relaxed_bernoulli",
     "sparsity",
     "table",
+    "threshold_mask",
     "top_k_mask",
+    "transformed_l1",
+    "trimming_point",
     "vrpge_gradient",
 ]

@@ -121,6 +121,11 @@ def wider_dtype(a: jax.Array, b: jax.Array):
         return jnp.promote_types(a.dtype, b.dtype)
 
 
+def at_least_float32(x: jax.Array):
+    """The dtype to calculate in: float64 for float64, float32 for what is narrower."""
+    return jnp.float64 if x.dtype == jnp.float64 else jnp.float32
+
+
 def fit_mask(params: chex.ArrayTree, mask: chex.ArrayTree) -> chex.ArrayTree:
     """The mask, checked against `params`, without leaves that `optax.masked` hides from a link.
 
@@ -193,6 +198,20 @@ def check_boolean(mask: chex.ArrayTree) -> None:
             raise TypeError(
                 f"a mask has boolean leaves, but leaf '{path_name(path)}' is "
                 f"{getattr(leaf, 'dtype', type(leaf).__name__)}; of parameters there is `sparsity`"
+            )
+
+
+def check_floating(name: str, tree: chex.ArrayTree) -> None:
+    """Raises a ValueError that names the leaf unless there are leaves, all floating-point."""
+    paths_and_leaves = jax.tree_util.tree_leaves_with_path(tree)
+    if not paths_and_leaves:
+        raise ValueError(f"{name} needs arrays, but the tree has no leaves")
+    for path, leaf in paths_and_leaves:
+        if not is_floating(leaf):
+            raise ValueError(
+                f"{name} needs floating-point arrays, but leaf '{path_name(path)}' is "
+                f"{getattr(leaf, 'dtype', type(leaf).__name__)}; put None in the place of leaves "
+                "that don't take part"
             )
 
 

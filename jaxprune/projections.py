@@ -59,25 +59,13 @@ def projection_capped_simplex(
     >>> jp.projection_capped_simplex({"a": jnp.array([1.5, 0.5]), "b": jnp.array([0.25])}, 1.25)
     {'a': Array([1.  , 0.25], dtype=float32), 'b': Array([0.], dtype=float32)}
     """
-    _check_scores(scores)
+    masks.check_floating("the projection", scores)
+    selection.check_no_nan(scores)
     if not isinstance(budget, jax.core.Tracer) and not 0 <= float(budget) < math.inf:
         raise ValueError(f"the budget must be finite and not negative, got {budget}")
     if costs is not None:
         costs = _checked_costs(scores, costs)
     return _project(scores, jnp.asarray(budget, jnp.float32), costs)
-
-
-def _check_scores(scores):
-    paths_and_leaves = jax.tree_util.tree_leaves_with_path(scores)
-    if not paths_and_leaves:
-        raise ValueError("the tree of scores has no leaves")
-    for path, leaf in paths_and_leaves:
-        if not masks.is_floating(leaf):
-            dtype = getattr(leaf, "dtype", type(leaf).__name__)
-            raise ValueError(
-                f"leaf '{masks.path_name(path)}' is {dtype}; scores are floating-point arrays"
-            )
-    selection.check_no_nan(scores)
 
 
 def _checked_costs(scores, costs):

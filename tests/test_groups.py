@@ -1,0 +1,264 @@
+"""Names of groups on the kernels of real Flax layers, and the norms of groups."""
+
+import math
+
+import flax.linen as nn
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import jaxprune as jp
+
+
+def gaussian(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
+
+
+def numpy_norms(x, inside):
+    return np.sqrt(np.sum(np.square(np.asarray(x, float)), axis=inside, keepdims=True))
+
+
+# What a name means: without the group, the input or output has no effect ----------------------------
+
+LAYERS = {
+    "dense": lambda: nnx.Linear(3, 4, use_bias=False, rngs=nnx.Rngs(0)),
+    "convolution of 1 dimension": lambda: convolution((3,)),
+    "convolution of 2 dimensions": lambda: convolution((3, 2)),
+    "convolution of 3 dimensions": lambda: convolution((2, 2, 2)),
+}
+
+
+def convolution(window):
+    return nnx.Conv(3, 4, window, use_bias=False, rngs=nnx.Rngs(0))
+
+
+def case_of(name):
+    layer = LAYERS[name]()
+    spatial = () if name == "dense" else (4,) * (layer.kernel.ndim - 2)
+    return layer, gaussian(1, *spatial, 3)
+
+
+def without(kernel, name, number):
+    """The kernel with one group set to zero, found by the place of its norm."""
+    norms = jp.group_norms({"kernel": kernel}, name)["kernel"]
+    keep = jnp.arange(norms.size).reshape(norms.shape) != number
+    return jp.apply_mask(kernel, jnp.broadcast_to(keep, kernel.shape))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_an_output_is_what_its_group_makes(name):
+    layer, x = case_of(name)
+    kernel = layer.kernel[...]
+    assert jp.group_norms(kernel, "outputs").size == 4
+    layer.kernel[...] = without(kernel, "outputs", 2)
+    outputs = np.abs(layer(x)).max(axis=tuple(range(x.ndim - 1)))
+    assert [value > 0 for value in outputs] == [True, True, False, True]
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_an_input_acts_through_its_group_alone(name):
+    layer, x = case_of(name)
+    kernel = layer.kernel[...]
+    assert jp.group_norms(kernel, "inputs").size == 3
+    layer.kernel[...] = without(kernel, "inputs", 1)
+    effect = jax.grad(lambda x: jnp.sum(layer(x) ** 2))(x)
+    effect = np.abs(effect).max(axis=tuple(range(x.ndim - 1)))
+    assert [value > 0 for value in effect] == [True, False, True]
+
+
+def nnx_attention():
+    layer = nnx.MultiHeadAttention(
+        num_heads=3, in_features=6, qkv_features=12, out_features=5, decode=False, rngs=nnx.Rngs(0)
+    )
+    return nnx.state({"layers": nnx.List([layer])}, nnx.Param)
+
+
+def pure_nnx_attention():
+    return nnx.to_pure_dict(nnx_attention())
+
+
+def linen_attention():
+    layer = nn.MultiHeadDotProductAttention(num_heads=3, qkv_features=12, out_features=5)
+    return layer.init(jax.random.key(0), jnp.ones((2, 4, 6)))
+
+
+ATTENTION = {"nnx": nnx_attention, "nnx dict": pure_nnx_attention, "linen": linen_attention}
+INSIDE = {
+    "inputs": {"query": (1, 2), "key": (1, 2), "value": (1, 2), "out": (2,)},
+    "heads": {"query": (0, 2), "key": (0, 2), "value": (0, 2), "out": (1, 2)},
+    "outputs": {"query": (0,), "key": (0,), "value": (0,), "out": (0, 1)},
+}
+every_attention = pytest.mark.parametrize("make", ATTENTION.values(), ids=ATTENTION)
+
+
+def kernels_of(params):
+    keep = lambda path, leaf: leaf if "kernel" in jax.tree_util.keystr(path) else None
+    return jax.tree_util.tree_map_with_path(keep, params)
+
+
+@every_attention
+@pytest.mark.parametrize("name", INSIDE)
+def test_groups_of_attention(make, name):
+    kernels = kernels_of(make())
+    norms = jp.group_norms(kernels, name)
+    assert jax.tree.structure(norms) == jax.tree.structure(kernels)
+    leaves = jax.tree_util.tree_leaves_with_path(kernels)
+    assert len(leaves) == 4
+    for (path, kernel), norm in zip(leaves, jax.tree.leaves(norms), strict=True):
+        part = next(part for part in INSIDE[name] if f"'{part}'" in jax.tree_util.keystr(path))
+        assert kernel.shape == ((3, 4, 5) if part == "out" else (6, 3, 4))
+        np.testing.assert_allclose(norm, numpy_norms(kernel, INSIDE[name][part]), rtol=1e-6)
+
+
+@every_attention
+def test_penalties_resolve_names_as_norms_do(make):
+    kernels = kernels_of(make())
+    for name in INSIDE:
+        norms = jp.group_norms(kernels, name)
+        lasso = sum(float(jnp.sum(norm)) for norm in jax.tree.leaves(norms))
+        assert float(jp.group_lasso(kernels, name)) == pytest.approx(lasso, rel=1e-6)
+        square = float(jp.hoyer_square(norms))
+        assert float(jp.group_hoyer_square(kernels, name)) == pytest.approx(square, rel=1e-6)
+    by_name = jp.group_hoyer_square(kernels, ("inputs", "heads", "outputs"))
+    each = sum(float(jp.group_hoyer_square(kernels, name)) for name in INSIDE)
+    assert float(by_name) == pytest.approx(each, rel=1e-6)
+
+
+@every_attention
+def test_heads_need_kernels_of_attention(make):
+    """A bias of (heads, size) isn't one."""
+    with pytest.raises(ValueError, match=r"bias.* has no known heads.*`where`"):
+        jp.group_norms(make(), "heads")
+
+
+def test_a_name_that_only_ends_like_attention_is_an_ordinary_kernel():
+    kernel = gaussian(3, 4, 6)
+    for path in ("monkey", "readout"):
+        norm = jp.group_norms({path: {"kernel": kernel}}, "inputs")[path]["kernel"]
+        np.testing.assert_allclose(norm, numpy_norms(kernel, (0, 2)), rtol=1e-6)
+
+
+def test_a_dense_layer_named_out_is_an_ordinary_kernel():
+    norm = jp.group_norms({"out": {"kernel": gaussian(3, 4)}}, "inputs")["out"]["kernel"]
+    assert norm.shape == (3, 1)
+
+
+# Errors --------------------------------------------------------------------------------------------
+
+matrix = {"layer": {"kernel": jnp.ones((3, 4))}}
+WRONG = {
+    "unknown name": (matrix, "rows", "named inputs, outputs, heads, got 'rows'"),
+    "unknown among names": (matrix, ("inputs", "rows"), "got 'rows'"),
+    "heads of a Dense kernel": (
+        matrix, "heads", r"'layer/kernel' of shape \(3, 4\) has no known heads.*`where`.*integers"
+    ),
+    "heads of a Dense kernel of attention": (
+        {"query": matrix["layer"]}, ("heads",), "'query/kernel'.*has no known heads"
+    ),
+    "inputs of a vector": (
+        {"bias": jnp.ones(3)}, "inputs", r"'bias' of shape \(3,\) has no inputs.*`where`.*integers"
+    ),
+    "outputs of a scalar": ({"s": jnp.ones(())}, "outputs", r"'s' of shape \(\) has no outputs"),
+    "axis of a vector": ({"bias": jnp.ones(3)}, (1,), r"axes \(1,\).*'bias' of shape \(3,\)"),
+    "axis too large": (matrix, (0, 2), r"axes \(0, 2\).*'layer/kernel' of shape \(3, 4\).*`where`"),
+    "axis too small": (matrix, (-3,), r"axes \(-3,\) must be different axes of leaf 'layer/kernel'"),
+    "repeated": (matrix, (1, 1), r"axes \(1, 1\) must be different axes of leaf 'layer/kernel'"),
+    "repeated from the end": (matrix, (1, -1), r"axes \(1, -1\) must be different axes"),
+    "empty": (matrix, (), r"integers or names.*got \(\)"),
+    "names, then integers": (matrix, ("inputs", 0), "got '?0'?"),
+    "integers, then names": (matrix, (0, "inputs"), "integers or names"),
+    "fractions": (matrix, (0.5,), r"integers or names.*0\.5"),
+    "an integer alone": (matrix, 1, "integers or names.*got 1"),
+}  # fmt: skip
+FUNCTIONS = {
+    "group_norms": jp.group_norms,
+    "group_hoyer_square": jp.group_hoyer_square,
+    "group_lasso": jp.group_lasso,
+    "threshold_mask": lambda tree, axes: jp.threshold_mask(
+        tree, 0.5, axes=axes, where=lambda path, leaf: True
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+@pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
+def test_errors_name_leaf_and_remedy(function, case):
+    tree, axes, message = WRONG[case]
+    with pytest.raises(ValueError, match=message):
+        function(tree, axes)
+
+
+def test_norms_are_of_one_kind_of_group():
+    with pytest.raises(ValueError, match="one kind of group.*call once for each"):
+        jp.group_norms(matrix, ("inputs", "outputs"))
+    assert jp.group_norms(matrix, ("inputs",))["layer"]["kernel"].shape == (3, 1)
+
+
+@pytest.mark.parametrize("tree", [{}, {"a": None}, {"a": jnp.ones((2, 2), jnp.int8)}])
+def test_norms_need_floating_point_leaves(tree):
+    with pytest.raises(ValueError, match=r"a group norm needs (arrays|floating-point.*'a' is int8)"):
+        jp.group_norms(tree, "inputs")
+
+
+# Norms ---------------------------------------------------------------------------------------------
+
+norms_of = jax.jit(lambda w, axes: jp.group_norms(w, axes), static_argnames="axes")
+AXES = [(0,), (1,), (-1,), (0, 1), (2, 0), (0, 1, 2), "inputs", "outputs"]
+entries = st.floats(-8, 8, width=32) | st.sampled_from([0.0, 1e-3, -100.0])
+
+
+@hypothesis.settings(max_examples=80)
+@hypothesis.given(st.lists(entries, min_size=24, max_size=24), st.sampled_from(AXES))
+def test_norms_equal_numpy(values, axes):
+    w = np.asarray(values, np.float32).reshape(2, 3, 4)
+    inside = {"inputs": (0, 2), "outputs": (0, 1)}.get(axes, axes)
+    norm = norms_of(w, axes)
+    assert norm.shape == numpy_norms(w, inside).shape
+    assert norm.dtype == jnp.float32
+    tiny = 1e-12 * np.abs(w).max()
+    np.testing.assert_allclose(norm, numpy_norms(w, inside), rtol=1e-6, atol=tiny)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1.0, 1e20, 1e30])
+def test_norms_of_tiny_and_huge_weights(scale):
+    w = gaussian(2, 3, 4) * jnp.float32(scale)
+    norm = norms_of(w, "outputs")
+    np.testing.assert_allclose(norm, numpy_norms(w, (0, 1)), rtol=1e-6)
+    gradient = jax.grad(lambda w: jnp.sum(jp.group_norms(w, "outputs")))(w)
+    np.testing.assert_allclose(gradient, w / norm, rtol=1e-5)
+
+
+def test_norms_of_tiny_beside_huge_groups():
+    """Each group is as exact as it would be alone."""
+    scales = jnp.float32([1e-30, 1e-10, 1.0, 1e30])
+    w = gaussian(2, 3, 4) * scales.reshape(1, 1, 4)
+    np.testing.assert_allclose(norms_of(w, "outputs"), numpy_norms(w, (0, 1)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_norms_of_narrow_weights_are_float32(dtype):
+    w = (gaussian(2, 3, 4) * 1e4).astype(dtype)
+    norm = norms_of(w, "inputs")
+    assert norm.dtype == jnp.float32
+    np.testing.assert_allclose(norm, numpy_norms(w.astype(jnp.float32), (0, 2)), rtol=1e-6)
+
+
+def test_norms_broadcast_against_their_leaves():
+    tree = {"a": gaussian(3, 4), "b": None, "c": [gaussian(2, 2, 3, 4, seed=1)]}
+    norms = jp.group_norms(tree, "outputs")
+    assert jax.tree.structure(norms) == jax.tree.structure(tree)
+    unit = jax.tree.map(lambda w, n: w / n, tree, norms)
+    for leaf in jax.tree.leaves(jp.group_norms(unit, "outputs")):
+        np.testing.assert_allclose(leaf, 1, rtol=1e-6)
+    assert norms["c"][0].shape == (1, 1, 1, 4)
+    assert math.isclose(float(jp.group_lasso(unit, "outputs")), 8, rel_tol=1e-6)
+
+
+def test_top_k_of_norms_chooses_groups():
+    params = {"kernel": jnp.array([[1.0, 5.0, 0.0], [2.0, 0.5, 0.0]])}
+    chosen = jp.top_k_mask(jp.group_norms(params, "outputs"), 1)
+    assert chosen["kernel"].tolist() == [[False, True, False]]

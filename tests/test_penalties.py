@@ -1,0 +1,425 @@
+"""Penalties against their formulas in float64, at every scale, and where they are 0/0."""
+
+import functools
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxprune as jp
+
+float64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
+SHAPE = (2, 3, 4)  # a one-dimensional convolution of 3 inputs and 4 outputs
+
+
+def hoyer_square(w):
+    return jnp.sum(jnp.abs(w)) ** 2 / jnp.sum(w * w)
+
+
+def norms(w, inside):
+    return jnp.sqrt(jnp.sum(w * w, axis=inside))
+
+
+def on_groups(axes, **options):
+    return functools.partial(jp.group_hoyer_square, axes=axes, **options)
+
+
+# Each penalty beside the formula it stands for.
+PENALTIES = {
+    "hoyer_square": (jp.hoyer_square, hoyer_square),
+    "hoyer_square normalized": (
+        functools.partial(jp.hoyer_square, normalized=True),
+        lambda w: hoyer_square(w) / 24,
+    ),
+    "hoyer_ratio": (jp.hoyer_ratio, lambda w: jnp.sqrt(hoyer_square(w))),
+    "inputs": (on_groups("inputs"), lambda w: hoyer_square(norms(w, (0, 2)))),
+    "outputs": (on_groups("outputs"), lambda w: hoyer_square(norms(w, (0, 1)))),
+    "inputs, outputs": (
+        on_groups(("inputs", "outputs")),
+        lambda w: hoyer_square(norms(w, (0, 2))) + hoyer_square(norms(w, (0, 1))),
+    ),
+    "integers": (on_groups((0, -1)), lambda w: hoyer_square(norms(w, (0, 2)))),
+    "one integer": (on_groups((1,)), lambda w: hoyer_square(norms(w, 1))),
+    "all in one group": (on_groups((0, 1, 2)), lambda w: 0 * jnp.sum(w) + 1),
+    "groups normalized": (
+        on_groups(("inputs", "outputs"), normalized=True),
+        lambda w: hoyer_square(norms(w, (0, 2))) / 3 + hoyer_square(norms(w, (0, 1))) / 4,
+    ),
+    "l1": (jp.l1, lambda w: jnp.sum(jnp.abs(w))),
+    "transformed_l1": (
+        jp.transformed_l1,
+        lambda w: jnp.sum(2 * jnp.abs(w) / (1 + jnp.abs(w))),
+    ),
+    "group_lasso": (
+        functools.partial(jp.group_lasso, axes=("inputs", "outputs")),
+        lambda w: jnp.sum(norms(w, (0, 2))) + jnp.sum(norms(w, (0, 1))),
+    ),
+}
+SCALE_FREE = [name for name in PENALTIES if "l1" not in name and "lasso" not in name]
+HOYER = {name: PENALTIES[name][0] for name in SCALE_FREE if "normalized" not in name}
+every_penalty = pytest.mark.parametrize("name", PENALTIES)
+every_scale_free_penalty = pytest.mark.parametrize("name", SCALE_FREE)
+
+
+@functools.cache
+def closed(name):
+    return jax.jit(jax.value_and_grad(PENALTIES[name][0]))
+
+
+@functools.cache
+def naive(name):
+    return jax.jit(jax.value_and_grad(PENALTIES[name][1]))
+
+
+def gaussian(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+magnitude = st.floats(0.01, 8.0)
+signed = st.tuples(magnitude, st.sampled_from([-1.0, 1.0])).map(lambda pair: pair[0] * pair[1])
+kernels = st.lists(signed, min_size=24, max_size=24).map(lambda w: np.reshape(w, SHAPE))
+
+
+# Gradients in closed form, in float64 --------------------------------------------------------------
+
+
+@every_penalty
+@hypothesis.settings(max_examples=40)
+@hypothesis.given(kernels)
+def test_value_and_gradient_equal_autodiff_of_the_formula(name, w):
+    with float64(True):
+        value, gradient = closed(name)(w)
+        expected, expected_gradient = naive(name)(w)
+        assert gradient.dtype == value.dtype == jnp.float64
+        np.testing.assert_allclose(value, expected, rtol=1e-12)
+        largest = 1 + np.abs(expected_gradient).max()
+        np.testing.assert_allclose(gradient, expected_gradient, rtol=0, atol=1e-12 * largest)
+
+
+@every_scale_free_penalty
+@hypothesis.settings(max_examples=30)
+@hypothesis.given(kernels)
+def test_gradient_is_orthogonal_and_the_value_blind_to_scale_and_sign(name, w):
+    with float64(True):
+        value, gradient = closed(name)(w)
+        length = np.linalg.norm(w) * max(np.linalg.norm(gradient), 1.0)
+        assert abs(np.vdot(w, gradient)) <= 1e-12 * length
+        turned, steeper = closed(name)(-7.0 * w)
+        np.testing.assert_allclose(turned, value, rtol=1e-13)
+        np.testing.assert_allclose(-7.0 * steeper, gradient, rtol=0, atol=1e-12 * (1 + value))
+
+
+@every_penalty
+def test_second_derivatives_equal_those_of_the_formula(name):
+    penalty, formula = PENALTIES[name]
+    with float64(True):
+        w = jnp.asarray(gaussian(*SHAPE))
+        expected = jax.jit(jax.hessian(formula))(w)
+        for hessian in (jax.hessian(penalty), jax.jacfwd(jax.jacfwd(penalty))):
+            np.testing.assert_allclose(jax.jit(hessian)(w), expected, rtol=1e-9, atol=1e-10)
+
+
+@every_penalty
+def test_derivatives_equal_finite_differences(name):
+    penalty, step = PENALTIES[name][0], 1e-5
+    with float64(True):
+        w, v = jnp.asarray(gaussian(*SHAPE, seed=1)), jnp.asarray(gaussian(*SHAPE, seed=2))
+        (above, steep_above), (below, steep_below) = (
+            closed(name)(w + sign * step * v) for sign in (1, -1)
+        )
+        value, along = jax.jvp(penalty, (w,), (v,))
+        np.testing.assert_allclose(value, penalty(w), rtol=1e-14)
+        np.testing.assert_allclose(along, (above - below) / (2 * step), rtol=1e-6, atol=1e-8)
+        np.testing.assert_allclose(along, jnp.vdot(closed(name)(w)[1], v), rtol=1e-11, atol=1e-12)
+        _, curvature = jax.jvp(jax.grad(penalty), (w,), (v,))
+        by_difference = (steep_above - steep_below) / (2 * step)
+        np.testing.assert_allclose(curvature, by_difference, rtol=1e-6, atol=1e-6)
+
+
+@every_penalty
+def test_inside_vmap(name):
+    batch = jnp.asarray(gaussian(5, *SHAPE), jnp.float32)
+    values, gradients = jax.vmap(closed(name))(batch)
+    for i, w in enumerate(batch):
+        value, gradient = closed(name)(w)
+        np.testing.assert_allclose(values[i], value, rtol=1e-6)
+        np.testing.assert_allclose(gradients[i], gradient, rtol=1e-5, atol=1e-6)
+
+
+# Scales, in float32 --------------------------------------------------------------------------------
+
+DECADES = [-30, -23, -10, -3, 0, 5, 20, 30]
+
+
+@every_scale_free_penalty
+def test_scale_invariant_in_float32(name):
+    """The gradient is as much larger as the weights are smaller."""
+    w = jnp.asarray(gaussian(*SHAPE, seed=3), jnp.float32)
+    value, gradient = closed(name)(w)
+    for decade in DECADES:
+        scale = np.float32(f"1e{decade}")
+        scaled_value, scaled_gradient = closed(name)(scale * w)
+        np.testing.assert_allclose(scaled_value, value, rtol=1e-6)
+        np.testing.assert_allclose(scaled_gradient * scale, gradient, rtol=0, atol=2e-6)
+
+
+MILLION = 1_000_000
+hoyer_of_a_million = jax.jit(jp.hoyer_square)
+
+
+@pytest.mark.parametrize("k", [1, 7, 1_000, 333_333, MILLION])
+def test_equal_magnitudes_are_counted(k):
+    places = np.random.default_rng(k).permutation(MILLION)[:k]
+    ones = np.zeros(MILLION, np.float32)
+    ones[places] = np.where(places % 2, 1, -1)
+    for decade in (-30, 0, 30):
+        value = hoyer_of_a_million(jnp.asarray(ones * np.float32(f"1e{decade}")))
+        np.testing.assert_allclose(value, k, rtol=1e-6)
+
+
+def test_published_failures_of_a_naive_port():
+    """9054 at 1e-23 and NaN at 1e20 without a division by the largest weight."""
+    w = jnp.asarray(gaussian(1_000), jnp.float32)
+    value = float(jp.hoyer_square(w))
+    for scale in (1e-23, 1e20):
+        assert float(jp.hoyer_square(w * jnp.float32(scale))) == pytest.approx(value, rel=1e-6)
+
+
+@hypothesis.settings(max_examples=60)
+@hypothesis.given(st.lists(st.sampled_from([0.0, 1.0, -2.5, 1e-3, 40.0]), min_size=24, max_size=24))
+def test_value_lies_between_one_and_the_number_of_nonzeros(values):
+    w = np.asarray(values, np.float32).reshape(SHAPE)
+    value = float(closed("hoyer_square")(w)[0])
+    assert min(1, np.count_nonzero(w)) * (1 - 1e-6) <= value <= np.count_nonzero(w) * (1 + 1e-6)
+    assert float(closed("hoyer_ratio")(w)[0]) == pytest.approx(np.sqrt(value), rel=1e-6)
+
+
+# Zeros ---------------------------------------------------------------------------------------------
+
+
+@every_penalty
+@pytest.mark.parametrize("wrap", [jax.jit, lambda f: f], ids=["jit", "eager"])
+def test_zero_leaf_has_value_and_gradient_zero(name, wrap):
+    with jax.debug_nans(True):
+        value, gradient = wrap(jax.value_and_grad(PENALTIES[name][0]))(jnp.zeros(SHAPE))
+    assert float(value) == 0
+    np.testing.assert_array_equal(gradient, np.zeros(SHAPE))
+
+
+@every_penalty
+def test_second_derivative_at_zero_is_not_nan(name):
+    hessian = jax.jit(jax.hessian(PENALTIES[name][0]))(jnp.zeros(SHAPE))
+    assert np.all(np.isfinite(hessian))
+
+
+ZERO_INPUTS = ["inputs", "outputs", "inputs, outputs", "integers", "group_lasso"]
+
+
+@pytest.mark.parametrize("name", ZERO_INPUTS)
+@pytest.mark.parametrize("wrap", [jax.jit, lambda f: f], ids=["jit", "eager"])
+def test_zero_groups_change_nothing_and_have_gradient_zero(name, wrap):
+    w = jnp.asarray(gaussian(*SHAPE), jnp.float32)
+    padded = jnp.zeros((2, 5, 4)).at[:, jnp.array([0, 2, 3])].set(w)
+    run = wrap(jax.value_and_grad(PENALTIES[name][0]))
+    with jax.debug_nans(True):
+        value, gradient = run(padded)
+    expected, expected_gradient = run(w)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    np.testing.assert_allclose(gradient[:, [0, 2, 3]], expected_gradient, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(gradient[:, [1, 4]], 0)
+
+
+@pytest.mark.parametrize("name", HOYER)
+def test_one_nonzero_gives_one(name):
+    kinds = 2 if name == "inputs, outputs" else 1
+    for value in (3.5, -1e-30, 1e30):
+        w = jnp.zeros(SHAPE).at[1, 2, 3].set(value)
+        np.testing.assert_allclose(closed(name)(w)[0], kinds, rtol=1e-6)
+        np.testing.assert_allclose(closed(name)(w)[1] * abs(value), 0, atol=1e-6)
+
+
+EQUAL = {"hoyer_square": 24, "hoyer_ratio": 24**0.5, "inputs": 3, "outputs": 4,
+         "inputs, outputs": 7, "integers": 3, "one integer": 8, "all in one group": 1}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOYER)
+def test_n_equal_weights_give_n(name):
+    value, gradient = closed(name)(jnp.full(SHAPE, -0.3))
+    np.testing.assert_allclose(value, EQUAL[name], rtol=1e-6)
+    np.testing.assert_allclose(gradient, 0, atol=2e-5)
+
+
+def test_empty_leaf_counts_for_nothing():
+    empty = {"a": jnp.zeros((0, 3)), "b": jnp.array([[3.0, 4.0]])}
+    for name in ("hoyer_square", "outputs", "inputs", "l1", "groups normalized", "group_lasso"):
+        penalty = PENALTIES[name][0]
+        value, gradient = jax.value_and_grad(penalty)(empty)
+        np.testing.assert_allclose(value, penalty(empty["b"]), rtol=1e-6)
+        assert gradient["a"].shape == (0, 3)
+        assert np.all(np.isfinite(gradient["b"]))
+
+
+# Distributions -------------------------------------------------------------------------------------
+
+DISTRIBUTIONS = {
+    "normal": (2 / np.pi, 0.7899),
+    "uniform": (0.75, 0.6667),
+    "laplace": (0.5, 0.8647),
+}
+
+
+def sample(name):
+    random = np.random.default_rng(0)
+    draw = {"normal": random.normal, "uniform": random.uniform, "laplace": random.laplace}[name]
+    limits = (-0.02, 0.02) if name == "uniform" else (0.0, 0.02)
+    return jnp.asarray(draw(*limits, MILLION), jnp.float32)
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_share_of_weights_that_shrink_at_the_start(name):
+    fraction, shrinking = DISTRIBUTIONS[name]
+    w = sample(name)
+    assert float(jp.hoyer_square(w, normalized=True)) == pytest.approx(fraction, rel=0.003)
+    below = np.mean(np.abs(w) < jp.trimming_point(w))
+    assert below == pytest.approx(shrinking, abs=0.002)
+
+
+def test_filters_and_channels_of_a_gaussian_convolution():
+    kernel = jnp.asarray(gaussian(3, 3, 32, 64), jnp.float32)
+    assert float(on_groups(("inputs", "outputs"))(kernel)) == pytest.approx(95.9, abs=0.1)
+
+
+# trimming_point ------------------------------------------------------------------------------------
+
+
+@hypothesis.settings(max_examples=40)
+@hypothesis.given(kernels)
+def test_what_is_below_the_trimming_point_shrinks_and_the_rest_grows(w):
+    w = jnp.asarray(w, jnp.float32)
+    tau = float(jp.trimming_point(w))
+    expected = np.sum(np.square(w, dtype=float)) / np.sum(np.abs(w, dtype=float))
+    np.testing.assert_allclose(tau, expected, rtol=1e-6)
+    outward = np.sign(w) * closed("hoyer_square")(w)[1]
+    clear = np.abs(np.abs(w) / tau - 1) > 1e-5
+    np.testing.assert_array_equal((outward > 0)[clear], (np.abs(w) < tau)[clear])
+
+
+def test_trimming_point_has_the_units_of_its_argument():
+    w = jnp.array([[3.0, -4.0]])
+    for scale in (1e-30, 1.0, 1e30):
+        tau = jax.jit(jp.trimming_point)(w * jnp.float32(scale))
+        np.testing.assert_allclose(tau, 25 / 7 * scale, rtol=1e-6)
+    assert float(jp.trimming_point(jnp.zeros(3))) == 0
+    half = jp.trimming_point(w.astype(jnp.float16))
+    assert half.dtype == jnp.float32
+    np.testing.assert_allclose(half, 25 / 7, rtol=1e-6)
+
+
+# Known answers -------------------------------------------------------------------------------------
+
+
+def test_three_and_four():
+    value, gradient = jax.value_and_grad(jp.hoyer_square)(jnp.array([3.0, 4.0]))
+    assert float(value) == pytest.approx(1.96, rel=1e-6)
+    np.testing.assert_allclose(gradient, [0.0896, -0.0672], rtol=1e-5)
+
+
+def test_a_row_of_three_and_four_above_a_row_of_zeros():
+    rows = jnp.array([[3.0, 4.0], [0.0, 0.0]])
+    value, gradient = jax.value_and_grad(on_groups("inputs"))(rows)
+    assert float(value) == pytest.approx(1.0, rel=1e-6)
+    np.testing.assert_allclose(gradient, 0, atol=1e-6)
+    value, gradient = jax.value_and_grad(on_groups("outputs"))(rows)
+    assert float(value) == pytest.approx(1.96, rel=1e-6)
+    np.testing.assert_allclose(gradient, [[0.0896, -0.0672], [0, 0]], rtol=1e-5)
+
+
+@pytest.mark.parametrize(("shape", "axes"), [((1, 9), "outputs"), ((9, 1), "inputs")])
+def test_groups_of_one_weight_give_hoyer_square(shape, axes):
+    w = jnp.asarray(gaussian(*shape), jnp.float32)
+    value, gradient = jax.value_and_grad(on_groups(axes))(w)
+    expected, expected_gradient = jax.value_and_grad(jp.hoyer_square)(w)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-5, atol=1e-6)
+
+
+def test_magnitudes_and_norms_of_small_numbers():
+    tree = {"a": jnp.array([[3.0, -4.0], [0.0, 0.0]]), "b": None, "c": [jnp.array([[1.0]])]}
+    assert float(jp.l1(tree)) == 8
+    assert float(jp.transformed_l1(tree)) == pytest.approx(1.5 + 1.6 + 1.0)
+    assert float(jp.group_lasso(tree, "inputs")) == pytest.approx(6)
+    assert float(jp.group_lasso(tree, ("inputs", "outputs"))) == pytest.approx(6 + 8)
+    gradient = jax.grad(jp.l1)(tree)["a"]
+    assert gradient.tolist() == [[1, -1], [0, 0]]
+
+
+# Trees ---------------------------------------------------------------------------------------------
+
+
+@every_penalty
+def test_leaves_add_up_and_none_stays_none(name):
+    penalty = PENALTIES[name][0]
+    a, b = (jnp.asarray(gaussian(*SHAPE, seed=seed), jnp.float32) for seed in (4, 5))
+    tree = {"a": {"kernel": a, "bias": None}, "b": [b, (None,)]}
+    value, gradient = jax.jit(jax.value_and_grad(penalty))(tree)
+    expected = [closed(name)(leaf) for leaf in (a, b)]
+    np.testing.assert_allclose(value, expected[0][0] + expected[1][0], rtol=1e-6)
+    assert jax.tree.structure(gradient) == jax.tree.structure(tree)
+    np.testing.assert_allclose(gradient["a"]["kernel"], expected[0][1], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(gradient["b"][0], expected[1][1], rtol=1e-5, atol=1e-6)
+
+
+WRONG = {
+    "empty": ({}, "a penalty needs arrays, but the tree has no leaves"),
+    "only None": ({"w": None}, "no leaves"),
+    "integers": ({"a": {"b": jnp.ones((3, 3), jnp.int32)}}, "'a/b' is int32.*None in the place"),
+    "booleans": ({"a": [jnp.ones((3, 3), bool)]}, "'a/0' is bool.*None in the place"),
+    "Python number": ({"a": 1.0}, "'a' is float"),
+}
+
+
+@every_penalty
+@pytest.mark.parametrize("case", WRONG)
+def test_errors_name_leaf_and_remedy(name, case):
+    tree, message = WRONG[case]
+    with pytest.raises(ValueError, match=message):
+        PENALTIES[name][0](tree)
+
+
+# Narrow storage ------------------------------------------------------------------------------------
+
+
+@every_penalty
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_narrow_weights_give_the_value_of_the_same_numbers_in_float32(name, dtype):
+    w = jnp.asarray(gaussian(*SHAPE), dtype)
+    value, gradient = closed(name)(w)
+    expected, expected_gradient = closed(name)(w.astype(jnp.float32))
+    assert (value.dtype, gradient.dtype) == (jnp.float32, dtype)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    once = float(jnp.finfo(dtype).eps)
+    np.testing.assert_allclose(
+        gradient.astype(jnp.float32), expected_gradient, rtol=once, atol=1e-6
+    )
+
+
+def test_a_million_float16_weights_do_not_overflow():
+    w = jnp.full((1_000, 1_000), 0.5, jnp.float16)
+    value, gradient = jax.value_and_grad(jp.hoyer_square)(w)
+    np.testing.assert_allclose(value, MILLION, rtol=1e-6)
+    np.testing.assert_allclose(gradient, 0, atol=1e-2)
+    np.testing.assert_allclose(on_groups(("inputs", "outputs"))(w), 2_000, rtol=1e-5)
+    np.testing.assert_allclose(jp.l1(w), MILLION / 2, rtol=1e-6)
+    large = jnp.full((1_000, 1_000), 6e4, jnp.float16)
+    np.testing.assert_allclose(jp.hoyer_ratio(large), 1_000, rtol=1e-6)
+    np.testing.assert_allclose(on_groups("outputs")(large), 1_000, rtol=1e-5)
+
+
+def test_leaves_of_different_dtype():
+    tree = {"a": jnp.array([[3.0, 4.0]], jnp.bfloat16), "b": jnp.array([[3.0, 4.0]])}
+    value, gradient = jax.value_and_grad(jp.hoyer_square)(tree)
+    assert float(value) == pytest.approx(2 * 1.96, rel=1e-6)
+    assert jax.tree.map(lambda g: g.dtype, gradient) == jax.tree.map(lambda w: w.dtype, tree)
