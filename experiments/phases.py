@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 
 import jaxprune as jp
+from experiments import structure
 
 Tree: TypeAlias = Any
 # Mean loss of one batch: (weights, rest) -> (loss, rest).
@@ -50,7 +51,7 @@ def _rate(peak: float, decay: str | tuple[float, ...], steps: int) -> optax.Sche
     """The learning rate over a phase."""
     if decay == "cosine":
         return optax.cosine_decay_schedule(peak, steps)
-    falls = () if decay == "constant" else decay
+    falls = () if isinstance(decay, str) else decay
     return optax.piecewise_constant_schedule(peak, {round(at * steps): 0.1 for at in falls})
 
 
@@ -170,12 +171,14 @@ class Threshold:
 
     `value` is in units of each leaf's standard deviation (rule "std"), of its trimming point
     ("trimming_point"), or of the weights ("absolute"). With `groups`, the norms of input channels
-    and filters (rows and columns) are compared, "std" meaning their root mean square.
+    and filters (rows and columns) are compared, "std" meaning their root mean square. In a `chain`
+    of layers weights from and to units that carry nothing are pruned as well.
     """
 
     value: float
     rule: str = "std"
     groups: bool = False
+    chain: bool = False
     name: str = "threshold"
     epochs: int = 0
 
@@ -194,7 +197,7 @@ class Threshold:
         }[self.rule]
         axes = _INPUTS_AND_OUTPUTS if self.groups else None
         mask = jp.threshold_mask(network.weights, lambda x: self.value * of_leaf(x), axes=axes)
-        return network._replace(mask=mask)
+        return network._replace(mask=structure.without_dead_units(mask) if self.chain else mask)
 
 
 def _root_mean_square(x):

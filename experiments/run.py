@@ -25,7 +25,7 @@ from flax import nnx
 from orbax.checkpoint import v1 as ocp
 
 import jaxprune as jp
-from experiments import data, figures, models, training
+from experiments import data, figures, models, structure, training
 from experiments.phases import Network
 
 
@@ -118,7 +118,8 @@ def run(
     if experiment.holdout:
         found = room.heldout_accuracy(network.weights, network.rest)
         accuracies["heldout_accuracy"] = float(found)
-    return report(experiment, network, accuracies, log, folder)
+    left = structure.of(experiment.model, dataset.image_shape, network.mask)
+    return report(experiment, network, accuracies, left, log, folder)
 
 
 def outcome_name(experiment: Experiment, number: int) -> str:
@@ -170,17 +171,28 @@ def initial_network(model: str, dataset: data.Dataset, key) -> tuple[Network, nn
     return Network(weights, rest, jp.prunable(weights)), graph
 
 
-def report(experiment, network: Network, accuracies: dict, log, folder: Path) -> dict:
+def report(
+    experiment: Experiment,
+    network: Network,
+    accuracies: dict,
+    left: structure.Structure | None,
+    log: training.Log,
+    folder: Path,
+) -> dict:
     """Writes and prints what the run found."""
     layers = jp.layers(network.mask)
     result = {
         **accuracies,
         "kept": sum(layer.kept for layer in layers),
         "weights": sum(layer.size for layer in layers),
+        "dense_parameters": sum(leaf.size for leaf in jax.tree.leaves(network.weights))
+        - sum(layer.size for layer in layers),
         "density_by_layer": {layer.path: layer.density for layer in layers},
         "seconds": sum(row["seconds"] for row in log.rows),
         "experiment": dataclasses.asdict(experiment),
     }
+    if left:
+        result["structure"] = left._asdict()
     table = jp.table(network.mask)
     (folder / "table.txt").write_text(table + "\n")
     (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
@@ -188,6 +200,8 @@ def report(experiment, network: Network, accuracies: dict, log, folder: Path) ->
     print(table)
     kept, weights = result["kept"], result["weights"]
     print(f"test accuracy {result['accuracy']:.2%} with {kept:,} of {weights:,} weights")
+    if left:
+        print(f"{left.macs:,} of {left.macs_before:,} MACs; alive inputs: {left.inputs}")
     for name in ("table.txt", "picture.png", "metrics.jsonl", "result.json"):
         print(folder / name)
     return result
@@ -231,19 +245,12 @@ _OVERRIDES = {
 
 def configured(flags: argparse.Namespace) -> Experiment:
     """The config file's experiment with the command line's changes."""
-    path = Path(flags.config)
-    if not path.is_file():
-        raise FileNotFoundError(f"no config file {path}; those at hand are in experiments/configs")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"{path} is not a Python file: its name must end in .py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    defined = definitions(flags.config)["experiment"]
     changes = {name: getattr(flags, name) for name in _OVERRIDES}
     changes = {name: value for name, value in changes.items() if value is not None}
     if flags.epochs is not None:
-        changes["phases"] = with_epochs(module.experiment.phases, flags.epochs)
-    experiment = dataclasses.replace(module.experiment, **changes)
+        changes["phases"] = with_epochs(defined.phases, flags.epochs)
+    experiment = dataclasses.replace(defined, **changes)
     for setting in flags.set:
         experiment = dataclasses.replace(
             experiment, phases=with_setting(experiment.phases, setting)
@@ -251,6 +258,19 @@ def configured(flags: argparse.Namespace) -> Experiment:
     if not 0 <= experiment.density <= 1:
         raise ValueError(f"--density must lie in [0, 1], got {experiment.density}")
     return experiment
+
+
+def definitions(config: str) -> dict[str, Any]:
+    """What a config file defines."""
+    path = Path(config)
+    if not path.is_file():
+        raise FileNotFoundError(f"no config file {path}; those at hand are in experiments/configs")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path} is not a Python file: its name must end in .py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return vars(module)
 
 
 def with_epochs(phases, text: str):
@@ -277,7 +297,7 @@ def with_setting(phases, setting: str):
         if each.name != "name"
     ]
     if target not in choices or not text:
-        raise ValueError(f"--set takes one of {choices} with =value, got {setting!r}")
+        raise ValueError(f"--set needs =value after one of {choices}, got {setting!r}")
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):

@@ -64,9 +64,10 @@ def add_penalty(
         return AddPenaltyState(count=jnp.int32(0))
 
     def update_fn(updates, state, params=None):
+        params = needed(params)
         pressed = jax.tree.map(
             lambda p, keep: None if keep is None else p.astype(masks.at_least_float32(p)),
-            needed(params),
+            params,
             masks.prunable(params, where),
         )
         factor = strength(state.count) if callable(strength) else strength

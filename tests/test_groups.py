@@ -1,5 +1,6 @@
 """Names of groups on the kernels of real Flax layers, and the norms of groups."""
 
+import functools
 import math
 
 import flax.linen as nn
@@ -22,54 +23,36 @@ def numpy_norms(x, inside):
     return np.sqrt(np.sum(np.square(np.asarray(x, float)), axis=inside, keepdims=True))
 
 
-# What a name means: without the group, the input or output has no effect ----------------------------
+# What a name means: without the group, the input or output has no effect -------------------------
 
 LAYERS = {
-    "dense": lambda: nnx.Linear(3, 4, use_bias=False, rngs=nnx.Rngs(0)),
-    "convolution of 1 dimension": lambda: convolution((3,)),
-    "convolution of 2 dimensions": lambda: convolution((3, 2)),
-    "convolution of 3 dimensions": lambda: convolution((2, 2, 2)),
+    "dense": lambda: nnx.Linear(3, 4, **OPTIONS),
+    "convolution of 1 dimension": lambda: nnx.Conv(3, 4, (3,), **OPTIONS),
+    "convolution of 2 dimensions": lambda: nnx.Conv(3, 4, (3, 2), **OPTIONS),
+    "convolution of 3 dimensions": lambda: nnx.Conv(3, 4, (2, 2, 2), **OPTIONS),
 }
+OPTIONS = {"use_bias": False, "kernel_init": nnx.initializers.ones, "rngs": nnx.Rngs(0)}
 
 
-def convolution(window):
-    return nnx.Conv(3, 4, window, use_bias=False, rngs=nnx.Rngs(0))
-
-
-def case_of(name):
+@pytest.mark.parametrize("name", LAYERS)
+def test_an_output_and_an_input_live_by_their_groups(name):
     layer = LAYERS[name]()
-    spatial = () if name == "dense" else (4,) * (layer.kernel.ndim - 2)
-    return layer, gaussian(1, *spatial, 3)
-
-
-def without(kernel, name, number):
-    """The kernel with one group set to zero, found by the place of its norm."""
-    norms = jp.group_norms({"kernel": kernel}, name)["kernel"]
-    keep = jnp.arange(norms.size).reshape(norms.shape) != number
-    return jp.apply_mask(kernel, jnp.broadcast_to(keep, kernel.shape))
-
-
-@pytest.mark.parametrize("name", LAYERS)
-def test_an_output_is_what_its_group_makes(name):
-    layer, x = case_of(name)
     kernel = layer.kernel[...]
-    assert jp.group_norms(kernel, "outputs").size == 4
-    layer.kernel[...] = without(kernel, "outputs", 2)
-    outputs = np.abs(layer(x)).max(axis=tuple(range(x.ndim - 1)))
-    assert [value > 0 for value in outputs] == [True, True, False, True]
+    spatial = (4,) * (kernel.ndim - 2)
+    x = jnp.ones((1, *spatial, 3))
+    norms = {name: jp.group_norms(kernel, name) for name in ("inputs", "outputs")}
+    assert (norms["inputs"].size, norms["outputs"].size) == (3, 4)
+
+    pruned = {name: jnp.arange(norm.size).reshape(norm.shape) == 1 for name, norm in norms.items()}
+    layer.kernel[...] = jnp.where(pruned["inputs"] | pruned["outputs"], 0.0, kernel)
+    outputs, back = jax.vjp(layer, x)
+    (effect,) = back(jnp.ones_like(outputs))
+    last_of = lambda array: np.any(np.asarray(array).reshape(-1, array.shape[-1]) != 0, axis=0)
+    assert last_of(outputs).tolist() == [True, False, True, True]
+    assert last_of(effect).tolist() == [True, False, True]
 
 
-@pytest.mark.parametrize("name", LAYERS)
-def test_an_input_acts_through_its_group_alone(name):
-    layer, x = case_of(name)
-    kernel = layer.kernel[...]
-    assert jp.group_norms(kernel, "inputs").size == 3
-    layer.kernel[...] = without(kernel, "inputs", 1)
-    effect = jax.grad(lambda x: jnp.sum(layer(x) ** 2))(x)
-    effect = np.abs(effect).max(axis=tuple(range(x.ndim - 1)))
-    assert [value > 0 for value in effect] == [True, False, True]
-
-
+@functools.cache
 def nnx_attention():
     layer = nnx.MultiHeadAttention(
         num_heads=3, in_features=6, qkv_features=12, out_features=5, decode=False, rngs=nnx.Rngs(0)
@@ -81,6 +64,7 @@ def pure_nnx_attention():
     return nnx.to_pure_dict(nnx_attention())
 
 
+@functools.cache
 def linen_attention():
     layer = nn.MultiHeadDotProductAttention(num_heads=3, qkv_features=12, out_features=5)
     return layer.init(jax.random.key(0), jnp.ones((2, 4, 6)))
@@ -131,7 +115,7 @@ def test_penalties_resolve_names_as_norms_do(make):
 @every_attention
 def test_heads_need_kernels_of_attention(make):
     """A bias of (heads, size) isn't one."""
-    with pytest.raises(ValueError, match=r"bias.* has no known heads.*`where`"):
+    with pytest.raises(ValueError, match=r"bias.* has no heads.*`where`"):
         jp.group_norms(make(), "heads")
 
 
@@ -147,25 +131,25 @@ def test_a_dense_layer_named_out_is_an_ordinary_kernel():
     assert norm.shape == (3, 1)
 
 
-# Errors --------------------------------------------------------------------------------------------
+# Errors -----------------------------------------------------------------------------------------
 
 matrix = {"layer": {"kernel": jnp.ones((3, 4))}}
 WRONG = {
     "unknown name": (matrix, "rows", "named inputs, outputs, heads, got 'rows'"),
     "unknown among names": (matrix, ("inputs", "rows"), "got 'rows'"),
     "heads of a Dense kernel": (
-        matrix, "heads", r"'layer/kernel' of shape \(3, 4\) has no known heads.*`where`.*integers"
+        matrix, "heads", r"'layer/kernel' of shape \(3, 4\) has no heads.*`where`.*integers"
     ),
     "heads of a Dense kernel of attention": (
-        {"query": matrix["layer"]}, ("heads",), "'query/kernel'.*has no known heads"
+        {"query": matrix["layer"]}, ("heads",), "'query/kernel'.*has no heads"
     ),
     "inputs of a vector": (
         {"bias": jnp.ones(3)}, "inputs", r"'bias' of shape \(3,\) has no inputs.*`where`.*integers"
     ),
     "outputs of a scalar": ({"s": jnp.ones(())}, "outputs", r"'s' of shape \(\) has no outputs"),
     "axis of a vector": ({"bias": jnp.ones(3)}, (1,), r"axes \(1,\).*'bias' of shape \(3,\)"),
-    "axis too large": (matrix, (0, 2), r"axes \(0, 2\).*'layer/kernel' of shape \(3, 4\).*`where`"),
-    "axis too small": (matrix, (-3,), r"axes \(-3,\) must be different axes of leaf 'layer/kernel'"),
+    "axis too large": (matrix, (0, 2), r"axes \(0, 2\).*'layer/kernel' of shape \(3, 4\).*where"),
+    "axis too small": (matrix, (-3,), r"axes \(-3,\) must be .* axes of leaf 'layer/kernel'"),
     "repeated": (matrix, (1, 1), r"axes \(1, 1\) must be different axes of leaf 'layer/kernel'"),
     "repeated from the end": (matrix, (1, -1), r"axes \(1, -1\) must be different axes"),
     "empty": (matrix, (), r"integers or names.*got \(\)"),
@@ -193,18 +177,20 @@ def test_errors_name_leaf_and_remedy(function, case):
 
 
 def test_norms_are_of_one_kind_of_group():
-    with pytest.raises(ValueError, match="one kind of group.*call once for each"):
+    with pytest.raises(ValueError, match=r"one kind of group.*call once for each"):
         jp.group_norms(matrix, ("inputs", "outputs"))
     assert jp.group_norms(matrix, ("inputs",))["layer"]["kernel"].shape == (3, 1)
 
 
 @pytest.mark.parametrize("tree", [{}, {"a": None}, {"a": jnp.ones((2, 2), jnp.int8)}])
 def test_norms_need_floating_point_leaves(tree):
-    with pytest.raises(ValueError, match=r"a group norm needs (arrays|floating-point.*'a' is int8)"):
+    with pytest.raises(
+        ValueError, match=r"a group norm needs (arrays|floating-point.*'a' is int8)"
+    ):
         jp.group_norms(tree, "inputs")
 
 
-# Norms ---------------------------------------------------------------------------------------------
+# Norms ------------------------------------------------------------------------------------------
 
 norms_of = jax.jit(lambda w, axes: jp.group_norms(w, axes), static_argnames="axes")
 AXES = [(0,), (1,), (-1,), (0, 1), (2, 0), (0, 1, 2), "inputs", "outputs"]

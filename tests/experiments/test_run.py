@@ -92,7 +92,9 @@ def test_run_leaves_and_names_its_findings(config, tmp_path, capsys):
     assert sorted(path.name for path in folder.iterdir()) == [
         "metrics.jsonl",
         "network-0-search",
+        "network-0-search.txt",
         "network-1-fine-tune",
+        "network-1-fine-tune.txt",
         "picture.png",
         "result.json",
         "settings.txt",
@@ -305,7 +307,7 @@ def test_command_line_changes_the_experiment(config):
         limit=100,
     )
     assert run.configured(run.parse([config()])) == SMALL
-    name = run.describe("a/small.py", experiment)
+    name = run.describe(run.parse(["a/small.py"]), experiment)
     assert name == "small-digits-lenet300100-density0.5-epochs3+4-seed7"
 
 
@@ -382,7 +384,7 @@ def test_every_config_says_how_it_is_run_and_has_a_schedule(path):
     assert f"python -m experiments.run experiments/configs/{path.name}" in path.read_text()
     for phase in experiment.phases:
         if phase.epochs:
-            phase.optimizer(initial(), experiment.density, 100 * phase.epochs)
+            phase.links(initial(), experiment.density, 100 * phase.epochs)
 
 
 # sweep ------------------------------------------------------------------------------------------
@@ -403,7 +405,7 @@ def test_sweep_compares_and_repeats_nothing(one_device, config, tmp_path, monkey
     assert f"{folder / 'table.md'}\n{folder / 'picture.png'}\n" in capsys.readouterr().out
     lines = table.splitlines()[2:]
     assert [line.split(" | ")[0] for line in lines] == ["| searched", "| one_shot"]
-    assert all("| 0.1 |" in line and "| 5,020 |" in line for line in lines)
+    assert all("| density=0.1 |" in line and "| 5,020 |" in line for line in lines)
     monkeypatch.setattr(run, "main", functools.partial(pytest.fail, "repeated"))
     assert sweep.main(command) == table
 

@@ -1,0 +1,22 @@
+"""DeepHoyer on MNIST, element-wise: LeNet-5 (430,500 weights).
+
+python -m experiments.run experiments/configs/mnist_lenet5_hoyer.py --data_dir=...
+"""
+
+from experiments.phases import Dense, FineTune, Regularize, Threshold
+from experiments.run import Experiment
+
+adam = {"batch": 100, "optimizer": "adam", "weight_decay": 0.0, "decay": "cosine"}
+experiment = Experiment(
+    model="lenet5",
+    dataset="mnist",
+    holdout=5_000,
+    standardize=False,
+    phases=(
+        Dense(epochs=12, learning_rate=1e-3, **adam),
+        Regularize(epochs=25, learning_rate=1e-3, penalty="hoyer_square", strength=1e-4, **adam),
+        Threshold(0.05),
+        FineTune(epochs=8, learning_rate=1e-3, **adam),
+    ),
+)
+grid = [{"threshold.value": value} for value in (0.03, 0.06, 0.12)]
