@@ -250,26 +250,28 @@ class Residual(nnx.Module):
         return nnx.relu(last_layer(features, train) + shortcut)
 
 
-class ResNet32(nnx.Module):
-    """The CIFAR ResNet with doubled widths: 1,855,584 weights for CIFAR-10.
+class CifarResNet(nnx.Module):
+    """ResNet-20, 32 or 56 for small images.
 
-    Three stages of five basic blocks with `width`, twice and four times as many channels; no layer
-    has a bias. For CIFAR-100 it has 1,867,104 weights.
+    Three stages of (depth - 2) / 6 basic blocks with `width`, twice and four times as many
+    channels; no layer has a bias. For CIFAR-10 ResNet-20 and 56 have 270,896 and 851,504 weights,
+    ResNet-32 with doubled widths 1,855,584 (1,867,104 for CIFAR-100).
     """
 
     def __init__(
         self,
+        depth: int,
+        width: int,
         classes: int,
         image_shape: tuple[int, int, int] = (32, 32, 3),
         *,
-        width: int = 32,
         rngs: nnx.Rngs,
     ):
         self.stem = ConvNorm(image_shape[2], width, 3, rngs=rngs)
         self.blocks = nnx.List()
         inputs = width
         for outputs, first_strides in ((width, 1), (2 * width, 2), (4 * width, 2)):
-            for strides in (first_strides, 1, 1, 1, 1):
+            for strides in (first_strides, *[1] * ((depth - 2) // 6 - 1)):
                 layers = ((outputs, 3, strides), (outputs, 3, 1))
                 self.blocks.append(Residual(inputs, layers, rngs=rngs))
                 inputs = outputs
@@ -324,7 +326,9 @@ _MODELS = {
     "conv4": functools.partial(ConvNet, 4),
     "conv6": functools.partial(ConvNet, 6),
     "conv8": functools.partial(ConvNet, 8),
-    "resnet32": ResNet32,
+    "resnet20": functools.partial(CifarResNet, 20, 16),
+    "resnet32": functools.partial(CifarResNet, 32, 32),
+    "resnet56": functools.partial(CifarResNet, 56, 16),
     "vgg19": VGG19,
     "resnet50": ResNet50,
 }
@@ -340,12 +344,12 @@ def build(
     """Makes the model `name` for images of `image_shape` = (height, width, channels).
 
     Args:
-        name: 'lenet300100', 'lenet5', 'conv2', 'conv4', 'conv6', 'conv8', 'resnet32', 'vgg19' or
-            'resnet50'.
+        name: 'lenet300100', 'lenet5', 'conv2', 'conv4', 'conv6', 'conv8', 'resnet20',
+            'resnet32' (of doubled widths), 'resnet56', 'vgg19' or 'resnet50'.
         classes: number of logits.
         image_shape: shape of one image, such as (32, 32, 3).
         rngs: source of the initial weights.
-        **options: `bias` of lenet300100 and conv2 to conv8, `width` of resnet32.
+        **options: `bias` of lenet300100 and conv2 to conv8.
 
     Raises:
         ValueError: unknown `name`, an `image_shape` that has not three entries, or images too small

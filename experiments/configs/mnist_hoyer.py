@@ -1,0 +1,27 @@
+"""DeepHoyer on MNIST, element-wise: LeNet-300-100 (266,200 weights, no biases).
+
+python -m experiments.run experiments/configs/mnist_hoyer.py --data_dir=...
+"""
+
+from experiments.phases import Dense, FineTune, Regularize, Threshold
+from experiments.run import Experiment
+
+adam = {"batch": 100, "optimizer": "adam", "weight_decay": 0.0, "decay": "cosine"}
+experiment = Experiment(
+    model="lenet300100",
+    dataset="mnist",
+    holdout=5_000,
+    standardize=False,
+    steps_per_call=50,
+    phases=(
+        Dense(epochs=100, learning_rate=1e-3, **adam),
+        Regularize(epochs=100, learning_rate=1e-3, penalty="hoyer_square", strength=2e-4, **adam),
+        Threshold(0.08, chain=True),
+        FineTune(epochs=30, learning_rate=3e-3, **adam),
+    ),
+)
+grid = [
+    {"regularize.strength": strength, "threshold.value": value}
+    for strength in (1e-4, 2e-4, 4e-4)
+    for value in (0.05, 0.08, 0.12)
+]
