@@ -1,4 +1,4 @@
-"""What masks and ProbMask add to a training step, on a convolutional net and on a 4.2M MLP.
+"""What each link adds to a training step, on a convolutional net and on a 4.2M MLP.
 
 python -m benchmarks.steps > benchmarks/results/steps-<machine>.md
 """
@@ -73,6 +73,15 @@ def main() -> None:
                     task,
                     weights,
                     warm=1,
+                ),
+                "add_hoyer_square": step(
+                    optax.chain(jp.add_hoyer_square(1e-4), optax.adam(1e-3)), task, weights
+                ),
+                "add_group_hoyer_square": step(
+                    optax.chain(jp.add_group_hoyer_square(1e-3), optax.adam(1e-3)), task, weights
+                ),
+                "add_penalty(l1)": step(
+                    optax.chain(jp.add_penalty(jp.l1, 1e-5), optax.adam(1e-3)), task, weights
                 ),
                 "ProbMask, jax.random.bits": probmask_step(task, weights, jax.random.bits),
                 "ProbMask, counter_bits": probmask_step(task, weights, jp.counter_bits),

@@ -40,13 +40,9 @@ def main(arguments: list[str] | None = None) -> str:
             for seed in map(int, flags.seeds.split(",")):
                 label = "".join(f"-{name}{value}" for name, value in settings.items())
                 out = folder / f"{Path(config).stem}{label}-seed{seed}"
-                finished = out / "result.json"
-                if finished.exists():
-                    results.append(json.loads(finished.read_text()))
-                else:
-                    command = [config, *map(as_flag, settings.items()), f"--seed={seed}"]
-                    command += [f"--out={out}", f"--reuse={folder}", *others]
-                    results.append(run.main(command))
+                command = [config, *map(as_flag, settings.items()), f"--seed={seed}"]
+                command += [f"--out={out}", f"--reuse={folder}", *others]
+                results.append(finished(out, command) or run.main(command))
             rows.append(summary(Path(config).stem, settings, results))
 
     table = as_markdown(rows)
@@ -56,6 +52,16 @@ def main(arguments: list[str] | None = None) -> str:
     print(folder / "table.md")
     print(folder / "picture.png")
     return table
+
+
+def finished(out: Path, command: list[str]) -> dict | None:
+    """The result of a run, if it has finished with the settings that the command asks for."""
+    if not (out / "result.json").exists():
+        return None
+    experiment = run.configured(run.parse(command))
+    if (out / "settings.txt").read_text() != repr(experiment):
+        return None
+    return json.loads((out / "result.json").read_text())
 
 
 def product(flags: argparse.Namespace) -> list[dict[str, str]]:

@@ -159,7 +159,7 @@ WRONG = {
     "repeated": (matrix, (1, 1), r"axes \(1, 1\) must be different axes of leaf 'layer/kernel'"),
     "repeated from the end": (matrix, (1, -1), r"axes \(1, -1\) must be different axes"),
     "empty": (matrix, (), r"integers or names.*got \(\)"),
-    "names, then integers": (matrix, ("inputs", 0), "got '?0'?"),
+    "names, then integers": (matrix, ("inputs", 0), r"(integers or names|are named).*got .*0"),
     "integers, then names": (matrix, (0, "inputs"), "integers or names"),
     "fractions": (matrix, (0.5,), r"integers or names.*0\.5"),
     "an integer alone": (matrix, 1, "integers or names.*got 1"),

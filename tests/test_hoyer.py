@@ -123,8 +123,8 @@ def test_link_adds_strength_times_the_gradient_of_each_kernel(row):
     assert state.count.dtype == jnp.int32
 
 
-@main_links
-def test_schedule_is_read_at_the_links_own_count(row):
+def test_schedule_is_read_at_the_links_own_count():
+    row = ROWS["hoyer_square"]
     params, link = weights(), row.make(lambda count: 0.5 * jnp.float32(count))
     zeros, update, state = optax.tree.zeros_like(params), jax.jit(link.update), link.init(params)
     for count in range(3):
@@ -133,8 +133,8 @@ def test_schedule_is_read_at_the_links_own_count(row):
     assert int(state.count) == 3
 
 
-@main_links
-def test_strength_may_be_traced_and_does_not_recompile(row):
+def test_strength_may_be_traced_and_does_not_recompile():
+    row = ROWS["hoyer_square"]
     chex.clear_trace_counter()
     params, grads = weights(), gradients()
 
@@ -256,9 +256,9 @@ def test_inject_hyperparams_with_a_schedule(relaxed):
         assert float(state.hyperparams["strength"]) == strength
 
 
-@main_links
-def test_masked_and_partition_press_their_part(row):
+def test_masked_and_partition_press_their_part():
     """What they hide from a link isn't pressed, and isn't missed."""
+    row = ROWS["hoyer_square"]
     params = {"sparse": weights(), "other": gaussian(3, 3)}
     grads = {"sparse": gradients(), "other": jnp.ones((3, 3))}
     expected = {"sparse": pressed(row, grads["sparse"], 0.5, weights()), "other": jnp.ones((3, 3))}
@@ -278,9 +278,9 @@ def test_partition_of_two_penalties():
         close(updates[part], pressed(ROWS[name], grads[part], 0.5, params[part]))
 
 
-@main_links
-def test_multi_steps_press_once_for_each_whole_step(row, relaxed):
+def test_multi_steps_press_once_for_each_whole_step(relaxed):
     """`optax.MultiSteps` multiplies booleans with floats: it is relaxed."""
+    row = ROWS["hoyer_square"]
     params, grads = weights(), gradients()
     inner = optax.chain(row.make(lambda count: 0.5 + jnp.float32(count)), optax.sgd(0.1))
     tx = relaxed(optax.MultiSteps(inner, every_k_schedule=2))
@@ -318,8 +318,8 @@ def test_two_links_in_a_chain_add_up():
 # Loops, memory and precision ----------------------------------------------------------------------
 
 
-@main_links
-def test_scan_and_donation_equal_a_loop(row):
+def test_scan_and_donation_equal_a_loop():
+    row = ROWS["hoyer_square"]
     tx = optax.chain(
         row.make(lambda count: 0.01 * jnp.float32(count)), optax.sgd(0.1, momentum=0.9)
     )
@@ -347,7 +347,7 @@ DTYPES = {
 
 @pytest.mark.parametrize("dtypes", DTYPES.values(), ids=DTYPES)
 def test_mixed_precision_adds_in_float32_and_rounds_once(dtypes):
-    row = ROWS["group_hoyer_square"]
+    row = ROWS["hoyer_square"]
     of_params, of_grads = dtypes
     params, grads = optax.tree.cast(weights(), of_params), optax.tree.cast(gradients(), of_grads)
     updates = once(row.make(0.25), grads, params)

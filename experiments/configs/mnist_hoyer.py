@@ -6,7 +6,7 @@ python -m experiments.run experiments/configs/mnist_hoyer.py --data_dir=...
 from experiments.phases import Dense, FineTune, Regularize, Threshold
 from experiments.run import Experiment
 
-adam = {"batch": 100, "optimizer": "adam", "weight_decay": 0.0, "decay": "cosine"}
+adam = {"batch": 100, "optimizer": "adam", "weight_decay": 0.0}
 experiment = Experiment(
     model="lenet300100",
     dataset="mnist",
@@ -14,10 +14,17 @@ experiment = Experiment(
     standardize=False,
     steps_per_call=50,
     phases=(
-        Dense(epochs=100, learning_rate=1e-3, **adam),
-        Regularize(epochs=100, learning_rate=1e-3, penalty="hoyer_square", strength=2e-4, **adam),
+        Dense(epochs=250, learning_rate=1e-3, decay=(0.9,), **adam),
+        Regularize(
+            epochs=100,
+            learning_rate=1e-3,
+            decay="cosine",
+            penalty="hoyer_square",
+            strength=2e-4,
+            **adam,
+        ),
         Threshold(0.08, chain=True),
-        FineTune(epochs=30, learning_rate=3e-3, **adam),
+        FineTune(epochs=30, learning_rate=3e-3, decay="cosine", **adam),
     ),
 )
 grid = [

@@ -1,0 +1,23 @@
+"""DeepHoyer on MNIST, structural: filters, channels and hidden units of LeNet-5 leave.
+
+python -m experiments.run experiments/configs/mnist_lenet5_group_hoyer.py --data_dir=...
+"""
+
+from dataclasses import replace
+
+from experiments.configs.mnist_lenet5_hoyer import experiment as element_wise
+from experiments.phases import Threshold
+
+dense, regularize, _, fine_tune = element_wise.phases
+group_hoyer_square = replace(
+    regularize, penalty="group_hoyer_square", strength=4e-3, weight_decay=1e-4
+)
+experiment = replace(
+    element_wise,
+    phases=(dense, group_hoyer_square, Threshold(0.06, groups=True, chain=True), fine_tune),
+)
+grid = [
+    {"regularize.strength": strength, "threshold.value": value}
+    for strength in (4e-3, 2e-2)
+    for value in (0.03, 0.1)
+]

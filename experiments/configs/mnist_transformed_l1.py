@@ -1,0 +1,20 @@
+"""Transformed L1 in the place of Hoyer-Square: else as mnist_hoyer.py.
+
+python -m experiments.run experiments/configs/mnist_transformed_l1.py --data_dir=...
+"""
+
+from dataclasses import replace
+
+from experiments.configs.mnist_hoyer import experiment as hoyer_square
+
+dense, regularize, threshold, fine_tune = hoyer_square.phases
+experiment = replace(
+    hoyer_square,
+    phases=(
+        dense,
+        replace(regularize, penalty="transformed_l1", strength=2e-5),
+        replace(threshold, value=0.3),
+        fine_tune,
+    ),
+)
+grid = [{"threshold.value": value} for value in (0.1, 0.3, 0.6)]

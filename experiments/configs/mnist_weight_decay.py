@@ -1,0 +1,20 @@
+"""Nothing but weight decay in the place of Hoyer-Square: else as mnist_hoyer.py.
+
+python -m experiments.run experiments/configs/mnist_weight_decay.py --data_dir=...
+"""
+
+from dataclasses import replace
+
+from experiments.configs.mnist_hoyer import experiment as hoyer_square
+
+dense, regularize, threshold, fine_tune = hoyer_square.phases
+experiment = replace(
+    hoyer_square,
+    phases=(
+        dense,
+        replace(regularize, strength=0.0, weight_decay=1e-4),
+        replace(threshold, value=1.0),
+        fine_tune,
+    ),
+)
+grid = [{"threshold.value": value} for value in (0.5, 1.0, 2.0)]
