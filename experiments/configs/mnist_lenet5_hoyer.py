@@ -14,9 +14,9 @@ experiment = Experiment(
     standardize=False,
     phases=(
         Dense(epochs=12, learning_rate=1e-3, **adam),
-        Regularize(epochs=25, learning_rate=1e-3, penalty="hoyer_square", strength=1e-4, **adam),
-        Threshold(0.05),
-        FineTune(epochs=8, learning_rate=1e-3, **adam),
+        Regularize(epochs=25, learning_rate=1e-3, penalty="hoyer_square", strength=2e-4, **adam),
+        Threshold(0.1, chain=True),
+        FineTune(epochs=8, learning_rate=3e-3, **adam),
     ),
 )
-grid = [{"threshold.value": value} for value in (0.03, 0.06, 0.12)]
+grid = [{"threshold.value": value} for value in (0.05, 0.1, 0.15)]

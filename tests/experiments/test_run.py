@@ -1,5 +1,4 @@
 import dataclasses
-import functools
 import json
 import os
 import signal
@@ -16,8 +15,8 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 
 import jaxprune as jp
-from experiments import data, run, sweep, training
-from experiments.phases import Dense, FineTune, PruneMagnitudes, Search
+from experiments import data, run, training
+from experiments.phases import Dense, FineTune, PruneMagnitudes, Regularize, Search, Threshold
 
 pytestmark = pytest.mark.usefixtures("relaxed_promotion")
 
@@ -28,30 +27,6 @@ FINE_TUNE = FineTune(epochs=2, batch=64)
 SMALL = run.Experiment(
     "lenet300100", "digits", (SEARCH, FINE_TUNE), density=0.1, limit=256, evaluations=4
 )
-CONFIG = """
-from experiments.phases import Dense, FineTune, PruneMagnitudes, Search
-from experiments.run import Experiment
-
-experiment = {}
-"""
-
-
-@pytest.fixture
-def config(tmp_path):
-    """`config(experiment)` is the path of a config file that defines it."""
-
-    def write(experiment=SMALL, name="small"):
-        path = tmp_path / f"{name}.py"
-        path.write_text(CONFIG.format(experiment))
-        return str(path)
-
-    return write
-
-
-@pytest.fixture
-def one_device(monkeypatch):
-    """Runs use the first device alone, which compiles faster."""
-    monkeypatch.setattr(jax, "device_count", lambda: 1)
 
 
 def run_phases(folder, *phases, **changes):
@@ -86,7 +61,7 @@ def kept_of(mask):
 
 def test_run_leaves_and_names_its_findings(config, tmp_path, capsys):
     folder = tmp_path / "out"
-    command = [config(), f"--out={folder}", "--density=0.0123"]
+    command = [config(SMALL), f"--out={folder}", "--density=0.0123"]
     result = run.main(command)
 
     assert sorted(path.name for path in folder.iterdir()) == [
@@ -187,17 +162,15 @@ def assert_same_run(folder, reference):
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
+def uninterrupted(tmp_path_factory, config_in):
     folder = tmp_path_factory.mktemp("uninterrupted")
-    path = folder / "small.py"
-    path.write_text(CONFIG.format(SMALL))
-    finish(str(path), folder / "out")
+    finish(config_in(folder, SMALL), folder / "out")
     return folder / "out"
 
 
 def test_killed_run_ends_with_the_same_bits(config, tmp_path, uninterrupted):
     folder = tmp_path / "out"
-    path = config()
+    path = config(SMALL)
     assert kill(path, folder, evaluated("search", 2))
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"number": 0, "pha')
@@ -213,9 +186,9 @@ def test_run_killed_in_the_middle_of_saving_ends_with_the_same_bits(
     folder = tmp_path / "out"
     moments = [("checkpoints-0*/*tmp*", count) for count in (1, 3, 2)]
     moments += [("network-0*tmp*", 1), ("checkpoints-1*/*tmp*", 3), ("network-1*tmp*", 1)]
-    killed = [kill(config(), folder, saving(folder, *moment)) for moment in moments]
+    killed = [kill(config(SMALL), folder, saving(folder, *moment)) for moment in moments]
     assert killed == [True] * len(moments)
-    finish(config(), folder)
+    finish(config(SMALL), folder)
     assert_same_run(folder, uninterrupted)
 
 
@@ -292,12 +265,74 @@ def test_supermask_leaves_the_weights_alone(one_device, tmp_path):
     assert result["accuracy"] > 0.5
 
 
+def test_a_penalty_thins_out_what_training_alone_does_not(one_device, tmp_path):
+    adam = {"batch": 64, "learning_rate": 3e-3, "optimizer": "adam", "weight_decay": 0.0}
+    kept = {}
+    for strength in (0.0, 3e-3):
+        phases = (Regularize(12, strength=strength, **adam), Threshold(0.03), FineTune(2, **adam))
+        result = run_phases(tmp_path / str(strength), *phases)
+        network = outcome(tmp_path / str(strength), "2-fine-tune")
+        chex.assert_trees_all_equal(network.weights, network.masked_weights())
+        kept[strength] = result["kept"]
+        assert result["accuracy"] > 0.5
+    assert kept[3e-3] < WEIGHTS / 3 < WEIGHTS / 1.5 < kept[0.0]
+
+
+@pytest.mark.parametrize(
+    ("threshold", "expected"),
+    [
+        (Threshold(0.5), lambda w: np.abs(w) >= 0.5 * w.std()),
+        (Threshold(0.5, rule="trimming_point"), lambda w: np.abs(w) >= 0.5 * tau(w)),
+        (Threshold(0.1, rule="absolute"), lambda w: np.abs(w) >= 0.1),
+        (Threshold(1.0, groups=True), lambda w: large_norms(w, 0) & large_norms(w, 1)),
+    ],
+)
+def test_threshold_prunes_what_is_small(threshold, expected):
+    network = initial()
+    pruned = threshold.end(network, 0.1)
+    for weight, keep in zip(*map(jax.tree.leaves, (network.weights, pruned.mask)), strict=True):
+        np.testing.assert_array_equal(keep, expected(np.asarray(weight)))
+
+
+def tau(w):
+    return (w**2).sum() / np.abs(w).sum()
+
+
+def large_norms(w, axis):
+    norms = np.sqrt((w**2).sum(axis, keepdims=True))
+    return norms >= np.sqrt((norms**2).mean())
+
+
+def test_steps_in_one_call_are_the_steps_one_by_one(one_device, tmp_path):
+    phase = Dense(epochs=2, batch=64)  # 4 steps an epoch, an evaluation every 2
+    results = [
+        run_phases(tmp_path / str(calls), phase, steps_per_call=calls, standardize=False)
+        for calls in (1, 3)
+    ]
+    one, three = (outcome(tmp_path / str(calls), "0-dense") for calls in (1, 3))
+    chex.assert_trees_all_close(one, three, rtol=1e-5, atol=1e-6)
+    assert [len(rows(tmp_path / str(calls))) for calls in (1, 3)] == [4, 4]
+    assert results[0]["accuracy"] == pytest.approx(results[1]["accuracy"], abs=2 / 360)
+
+
+def test_held_out_records_are_measured_apart(one_device, tmp_path):
+    result = run_phases(tmp_path, Dense(epochs=1, batch=64), holdout=100)
+    assert 0 <= result["heldout_accuracy"] <= 1
+    assert "heldout_accuracy" not in run_phases(tmp_path / "none", Dense(epochs=1, batch=64))
+
+
+def test_folder_of_another_run_is_refused(tmp_path):
+    run_phases(tmp_path / "run", Dense(epochs=1, batch=64))
+    with pytest.raises(ValueError, match="other settings"):
+        run_phases(tmp_path / "run", Dense(epochs=1, batch=64), seed=1)
+
+
 # the command line -------------------------------------------------------------------------------
 
 
 def test_command_line_changes_the_experiment(config):
     flags = ["--density=0.5", "--seed=7", "--epochs=3,4", "--holdout=20", "--limit=100"]
-    experiment = run.configured(run.parse([config(), *flags]))
+    experiment = run.configured(run.parse([config(SMALL), *flags]))
     assert experiment == dataclasses.replace(
         SMALL,
         phases=(dataclasses.replace(SEARCH, epochs=3), dataclasses.replace(FINE_TUNE, epochs=4)),
@@ -306,7 +341,7 @@ def test_command_line_changes_the_experiment(config):
         holdout=20,
         limit=100,
     )
-    assert run.configured(run.parse([config()])) == SMALL
+    assert run.configured(run.parse([config(SMALL)])) == SMALL
     name = run.describe(run.parse(["a/small.py"]), experiment)
     assert name == "small-digits-lenet300100-density0.5-epochs3+4-seed7"
 
@@ -369,6 +404,39 @@ def test_config_must_be_a_python_file(tmp_path, monkeypatch, name, error, messag
     assert [file.name for file in tmp_path.iterdir()] == ["plain.txt"]
 
 
+def test_command_line_sets_fields_of_phases(config):
+    path = config(dataclasses.replace(SMALL, phases=(Regularize(3), Threshold(0.1))))
+    flags = ["--set=regularize.strength=2e-4", "--set=threshold.rule=absolute", "--seed=1"]
+    parsed = run.parse([path, *flags])
+    experiment = run.configured(parsed)
+    assert experiment.phases == (Regularize(3, strength=2e-4), Threshold(0.1, rule="absolute"))
+    assert run.describe(parsed, experiment) == (
+        "small-digits-lenet300100-density0.1-epochs3"
+        "-regularize.strength2e-4-threshold.ruleabsolute-seed1"
+    )
+
+
+@pytest.mark.parametrize("setting", ["search.epoch=3", "dense.epochs=3", "search.name=a", "search"])
+def test_only_fields_of_phases_are_set(config, setting):
+    with pytest.raises(ValueError, match=r"'search.epochs'.*, got '" + setting):
+        run.configured(run.parse([config(SMALL), f"--set={setting}"]))
+
+
+@pytest.mark.parametrize(
+    ("phase", "option"),
+    [
+        (Dense, {"optimizer": "lion"}),
+        (Dense, {"decay": "linear"}),
+        (Regularize, {"penalty": "l0"}),
+        (Threshold, {"rule": "rank"}),
+    ],
+)
+def test_phases_know_their_options(phase, option):
+    (name,) = option
+    with pytest.raises(ValueError, match=f"{name} must be "):
+        phase(1, **option)
+
+
 @pytest.mark.parametrize("option", [{"estimator": "guess"}, {"choose": "any"}])
 def test_search_knows_its_options(option):
     (name,) = option
@@ -387,29 +455,6 @@ def test_every_config_says_how_it_is_run_and_has_a_schedule(path):
             phase.links(initial(), experiment.density, 100 * phase.epochs)
 
 
-# sweep ------------------------------------------------------------------------------------------
-
-
-def test_sweep_compares_and_repeats_nothing(one_device, config, tmp_path, monkeypatch, capsys):
-    one_shot = (Dense(2, batch=64), PruneMagnitudes())
-    configs = [
-        config(dataclasses.replace(SMALL, phases=(SEARCH,)), "searched"),
-        config(dataclasses.replace(SMALL, phases=one_shot), "one_shot"),
-    ]
-    folder = tmp_path / "sweep"
-    command = [*configs, "--densities=0.1", "--seeds=0", f"--out={folder}", "--limit=128"]
-    table = sweep.main(command)
-
-    assert (folder / "table.md").read_text() == table
-    assert (folder / "picture.png").read_bytes().startswith(b"\x89PNG")
-    assert f"{folder / 'table.md'}\n{folder / 'picture.png'}\n" in capsys.readouterr().out
-    lines = table.splitlines()[2:]
-    assert [line.split(" | ")[0] for line in lines] == ["| searched", "| one_shot"]
-    assert all("| density=0.1 |" in line and "| 5,020 |" in line for line in lines)
-    monkeypatch.setattr(run, "main", functools.partial(pytest.fail, "repeated"))
-    assert sweep.main(command) == table
-
-
 # real data --------------------------------------------------------------------------------------
 
 
@@ -421,9 +466,3 @@ def test_mnist_is_learned(config, tmp_path):
     result = run.main([config(experiment), *flags])
     assert result["kept"] == 26_620
     assert result["accuracy"] > 0.45
-
-
-def test_folder_of_another_run_is_refused(tmp_path):
-    run_phases(tmp_path / "run", Dense(epochs=1, batch=64))
-    with pytest.raises(ValueError, match="other settings"):
-        run_phases(tmp_path / "run", Dense(epochs=1, batch=64), seed=1)

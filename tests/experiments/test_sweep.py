@@ -1,0 +1,95 @@
+import dataclasses
+import functools
+import json
+
+import pytest
+
+from experiments import run, sweep
+from experiments.phases import Dense, FineTune, PruneMagnitudes, Threshold
+
+pytestmark = [
+    pytest.mark.usefixtures("relaxed_promotion"),
+    pytest.mark.usefixtures("one_device"),
+]
+
+DENSE = Dense(epochs=1, batch=64)
+SMALL = run.Experiment("lenet300100", "digits", (DENSE,), density=0.1, limit=128, evaluations=2)
+
+
+def with_phases(*phases):
+    return dataclasses.replace(SMALL, phases=phases)
+
+
+def lines_of(table):
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+
+
+def test_sweep_compares_and_repeats_nothing(config, tmp_path, monkeypatch, capsys):
+    configs = [
+        config(with_phases(DENSE, PruneMagnitudes()), "one_shot"),
+        config(with_phases(DENSE, PruneMagnitudes(), FineTune(1, batch=64)), "tuned"),
+    ]
+    folder = tmp_path / "sweep"
+    command = [*configs, "--densities=0.1,0.2", "--seeds=0", f"--out={folder}"]
+    table = sweep.main(command)
+
+    assert (folder / "table.md").read_text() == table
+    assert (folder / "picture.png").read_bytes().startswith(b"\x89PNG")
+    assert f"{folder / 'table.md'}\n{folder / 'picture.png'}\n" in capsys.readouterr().out
+    assert [(line[0], line[1], line[4]) for line in lines_of(table)] == [
+        ("one_shot", "density=0.1", "5,020"),
+        ("one_shot", "density=0.2", "10,040"),
+        ("tuned", "density=0.1", "5,020"),
+        ("tuned", "density=0.2", "10,040"),
+    ]
+    monkeypatch.setattr(run, "main", functools.partial(pytest.fail, "repeated"))
+    assert sweep.main(command) == table
+
+
+def test_settings_come_from_the_command_line_or_else_from_the_config(config, tmp_path):
+    grid = [{"threshold.value": 0.5}, {"threshold.value": 2.0, "density": 0.3}]
+    path = config(with_phases(DENSE, Threshold(1.0)), grid=grid)
+    table = sweep.main([path, "--seeds=0,1", f"--out={tmp_path / 'own'}"])
+    few, many = lines_of(table)[1][4], lines_of(table)[0][4]
+    assert [line[1] for line in lines_of(table)] == [
+        "threshold.value=0.5",
+        "threshold.value=2.0 density=0.3",
+    ]
+    assert max(map(to_int, few.split("/"))) < min(map(to_int, many.split("/")))
+
+    flags = ["--vary=threshold.value=0.5,1", "--vary=threshold.rule=std", "--seeds=0"]
+    table = sweep.main([path, *flags, f"--out={tmp_path / 'other'}"])
+    assert [line[1] for line in lines_of(table)] == [
+        "threshold.value=0.5 threshold.rule=std",
+        "threshold.value=1 threshold.rule=std",
+    ]
+
+
+def to_int(text):
+    return int(text.replace(",", ""))
+
+
+def test_phases_in_common_are_trained_once(config, tmp_path):
+    path = config(with_phases(DENSE, Threshold(1.0), FineTune(1, batch=64)))
+    alone = run.main([path, f"--out={tmp_path / 'alone'}", "--set=threshold.value=0.5"])
+    sweep.main([path, "--vary=threshold.value=1,0.5", "--seeds=0", f"--out={tmp_path / 'both'}"])
+    first, second = (
+        tmp_path / "both" / f"small-threshold.value{value}-seed0" for value in ("1", "0.5")
+    )
+    logs = [
+        [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        for out in (first, second)
+    ]
+    assert [row for row in logs[0] if row["number"] == 0] == logs[1][:2]  # its seconds too
+    assert len(logs[0]) == len(logs[1]) == 4
+
+    shared = json.loads((second / "result.json").read_text())
+    assert shared["accuracy"] == alone["accuracy"] and shared["kept"] == alone["kept"]
+
+
+def test_a_run_with_other_settings_is_not_taken_for_finished(config, tmp_path):
+    command = ["--densities=0.1", "--seeds=0", f"--out={tmp_path / 'sweep'}"]
+    sweep.main([config(with_phases(DENSE, PruneMagnitudes())), *command])
+    path = config(with_phases(dataclasses.replace(DENSE, batch=32), PruneMagnitudes()))
+    with pytest.raises(ValueError, match="other settings"):
+        sweep.main([path, *command])
