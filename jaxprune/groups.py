@@ -3,7 +3,7 @@
 A group is given by the axes inside it. Names for them are resolved here, once for all layouts that
 Flax has: kernels are (..., inputs, outputs), that is (in, out) of a Dense layer and HWIO of a
 convolution; attention's query, key and value are (inputs, heads, size) and its out (heads, size,
-outputs).
+outputs), known by these names and their three dimensions.
 """
 
 import math
@@ -72,7 +72,8 @@ def axes_inside(axes: Axes, path: str, shape: tuple[int, ...]) -> list[tuple[int
     """
     if isinstance(axes, str):
         return [_named(axes, path, shape)]
-    if not axes or not all(isinstance(axis, (int, str)) for axis in axes):
+    kinds = {type(axis) for axis in axes} if isinstance(axes, Sequence) else set()
+    if kinds not in ({int}, {str}):
         raise ValueError(f"axes must be integers or names among {_NAMES}, got {axes!r}")
     if isinstance(axes[0], str):
         return [_named(str(name), path, shape) for name in axes]
@@ -111,7 +112,7 @@ def _named(name: str, path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 def norms(x: jax.Array, inside: tuple[int, ...]) -> jax.Array:
     """Euclidean norms over the axes, float32 or wider, safe at any scale, with a gradient at 0."""
     x = x.astype(masks.at_least_float32(x))
-    scale = jax.lax.stop_gradient(jnp.max(jnp.abs(x), initial=0.0))
+    scale = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=inside, keepdims=True, initial=0.0))
     scale = jnp.where(scale == 0, 1.0, scale)
     squares = jnp.sum((x / scale) ** 2, axis=inside, keepdims=True)
     absent = squares == 0

@@ -40,7 +40,8 @@ def add_penalty(
     Args:
       penalty: from the parameters, `None` in the place of leaves that can't be pruned and float32
         or wider in the others, to a scalar: `hoyer_square`, `l1`, `transformed_l1`, or with its
-        axes bound `functools.partial(group_lasso, axes="outputs")`.
+        axes bound `functools.partial(group_lasso, axes="outputs")`. (`optax.inject_hyperparams`
+        wants to be told of functions that aren't schedules: `static_args="penalty"`.)
       strength: a number, also a traced one, or a schedule of the link's own count.
       where: which leaves can be pruned, as for `prunable`.
 
@@ -200,7 +201,7 @@ def threshold_mask(
         leaf = leaf.astype(masks.at_least_float32(leaf))
         if axes is None:
             return _reaches(leaf, limit)
-        kept = chosen
+        kept = ~jnp.isnan(leaf)
         for inside in groups.axes_inside(axes, masks.path_name(path), leaf.shape):
             kept = kept & _reaches(groups.norms(leaf, inside), limit)
         return kept

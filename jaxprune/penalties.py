@@ -127,7 +127,7 @@ def l1(tree: chex.ArrayTree) -> jax.Array:
     >>> float(jp.l1({"w": jnp.array([3.0, -4.0]), "b": None}))
     7.0
     """
-    return _sum_over(tree, lambda leaf: jnp.sum(jnp.abs(leaf.astype(masks.at_least_float32(leaf)))))
+    return _sum_over(tree, lambda leaf: jnp.sum(_magnitude(leaf)))
 
 
 def transformed_l1(tree: chex.ArrayTree) -> jax.Array:
@@ -143,7 +143,7 @@ def transformed_l1(tree: chex.ArrayTree) -> jax.Array:
     """
 
     def of_leaf(leaf):
-        magnitude = jnp.abs(leaf.astype(masks.at_least_float32(leaf)))
+        magnitude = _magnitude(leaf)
         return jnp.sum(2.0 * magnitude / (1.0 + magnitude))
 
     return _sum_over(tree, of_leaf)
@@ -190,17 +190,27 @@ def trimming_point(x: jax.Array) -> jax.Array:
 
 def _sum_over(tree, penalty: Callable[[jax.Array], jax.Array]) -> jax.Array:
     masks.check_floating("a penalty", tree)
-    return functools.reduce(jnp.add, map(penalty, jax.tree.leaves(tree)))
+    return functools.reduce(jnp.add, [penalty(_wide(leaf)) for leaf in jax.tree.leaves(tree)])
 
 
 def _sum_over_groups(tree, axes, penalty) -> jax.Array:
     masks.check_floating("a penalty", tree)
-    terms = [
-        penalty(leaf, inside)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-        for inside in groups.axes_inside(axes, masks.path_name(path), leaf.shape)
-    ]
+    terms = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        wide = _wide(leaf)
+        for inside in groups.axes_inside(axes, masks.path_name(path), leaf.shape):
+            terms.append(penalty(wide, inside))
     return functools.reduce(jnp.add, terms)
+
+
+def _wide(x: jax.Array) -> jax.Array:
+    """In the dtype to sum in; its gradient is rounded to the dtype of x once, at the end."""
+    return x.astype(masks.at_least_float32(x))
+
+
+def _magnitude(x: jax.Array) -> jax.Array:
+    """|x| with the derivative sign(x), which is 0 at 0, where that of `jnp.abs` is 1."""
+    return x * jax.lax.stop_gradient(jnp.sign(x))
 
 
 def _or_one(x: jax.Array) -> jax.Array:
@@ -210,10 +220,10 @@ def _or_one(x: jax.Array) -> jax.Array:
 
 def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """u = x / scale with |u| <= 1, the scale, sum |u| and sum u^2."""
-    x = x.astype(masks.at_least_float32(x))
+    x = _wide(x)
     scale = _or_one(jax.lax.stop_gradient(jnp.max(jnp.abs(x), initial=0.0)))
     u = x / scale
-    return u, scale, jnp.sum(jnp.abs(u)), jnp.sum(u * u)
+    return u, scale, jnp.sum(_magnitude(u)), jnp.sum(u * u)
 
 
 @jax.custom_jvp
@@ -263,4 +273,4 @@ def _group_hoyer_square_jvp(inside, primals, tangents):
 
 def _along(gradient: jax.Array, tangents) -> jax.Array:
     """The directional derivative."""
-    return jnp.sum(gradient * tangents[0].astype(gradient.dtype))
+    return jnp.sum(gradient * tangents[0])
