@@ -14,7 +14,8 @@ README = Path(__file__).parent.parent / "README.md"
 
 @pytest.mark.usefixtures("relaxed_promotion")
 def test_code_runs():
-    links, nnx_loop, linen_loss = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
+    links, nnx_loop, linen_loss, hoyer = blocks
     params = {"kernel": jnp.ones((4, 5))}
     names = {"mask": jp.prunable(params)}
     exec(links, names)
@@ -27,3 +28,7 @@ def test_code_runs():
     exec(linen_loss, names)
     params = {"weights": names["weights"], "probs": jp.init_probabilities(names["weights"])}
     assert names["loss"](params, names["key"], 0) > 0
+
+    exec(hoyer.replace("1_000)", "3)").replace("200)", "3)"), names)
+    assert 0 < jp.count(names["mask"]) < 22_200
+    assert jp.sparsity(names["weights"]) == 1 - jp.count(names["mask"]) / 22_200
