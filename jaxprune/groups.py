@@ -52,6 +52,13 @@ def group_norms(params: chex.ArrayTree, axes: Axes) -> chex.ArrayTree:
     >>> import jaxprune as jp
     >>> jp.group_norms({"kernel": jnp.array([[3.0, 0.0], [4.0, 1.0]])}, "outputs")
     {'kernel': Array([[5., 1.]], dtype=float32)}
+
+    The one output of largest norm, as a mask of weights:
+
+    >>> kernel = jnp.array([[3.0, 0.0], [4.0, 1.0]])
+    >>> jnp.broadcast_to(jp.top_k_mask(jp.group_norms(kernel, "outputs"), 1), kernel.shape)
+    Array([[ True, False],
+           [ True, False]], dtype=bool)
     """
     masks.check_floating("a group norm", params)
 

@@ -275,6 +275,15 @@ def test_n_equal_weights_give_n(name):
     np.testing.assert_allclose(gradient, 0, atol=2e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("fraction", [1, 2])
+def test_a_billion_weights_are_counted(fraction):
+    size = 10**9  # two gigabytes, and the penalty makes no float32 copy of them
+    ones = jnp.arange(size, dtype=jnp.uint32) % fraction == 0
+    value = jax.jit(jp.hoyer_square)(ones.astype(jnp.bfloat16) * jnp.bfloat16(0.3))
+    np.testing.assert_allclose(value, size / fraction, rtol=1e-6)
+
+
 def test_empty_leaf_counts_for_nothing():
     empty = {"a": jnp.zeros((0, 3)), "b": jnp.array([[3.0, 4.0]])}
     for name in ("hoyer_square normalized", "groups normalized", "l1"):
