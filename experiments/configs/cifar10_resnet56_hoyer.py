@@ -1,28 +1,10 @@
-"""DeepHoyer on CIFAR-10, element-wise: ResNet-56, with the schedule of the authors' code.
+"""DeepHoyer on CIFAR-10, element-wise: ResNet-56, else as cifar10_resnet20_hoyer.py.
 
-    python -m experiments.run experiments/configs/cifar10_resnet56_hoyer.py --data_dir=...
-
-Three times 164 epochs: for an accelerator. The strength is a starting point: sweep it with
-`experiments.sweep --vary=regularize.strength=...`.
+python -m experiments.run experiments/configs/cifar10_resnet56_hoyer.py --data_dir=...
 """
 
-from experiments.phases import Dense, FineTune, Regularize, Threshold
-from experiments.run import Experiment
+from dataclasses import replace
 
-sgd = {
-    "epochs": 164,
-    "batch": 128,
-    "learning_rate": 0.1,
-    "weight_decay": 1e-4,
-    "decay": (81 / 164, 122 / 164),
-}
-experiment = Experiment(
-    model="resnet56",
-    dataset="cifar10",
-    phases=(
-        Dense(**sgd),
-        Regularize(**sgd, penalty="hoyer_square", strength=1e-5),
-        Threshold(1e-4, rule="absolute"),
-        FineTune(**sgd),
-    ),
-)
+from experiments.configs.cifar10_resnet20_hoyer import experiment as resnet20
+
+experiment = replace(resnet20, model="resnet56")

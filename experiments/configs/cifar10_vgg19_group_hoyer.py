@@ -1,28 +1,19 @@
-"""DeepHoyer on CIFAR-10, structural: VGG-19, with the schedule of the authors' code.
+"""DeepHoyer on CIFAR-10, structural: input channels and filters of VGG-19 leave.
 
-    python -m experiments.run experiments/configs/cifar10_vgg19_group_hoyer.py --data_dir=...
+python -m experiments.run experiments/configs/cifar10_vgg19_group_hoyer.py --data_dir=...
 
-Three times 164 epochs: for an accelerator. The strength is a starting point: sweep it with
-`experiments.sweep --vary=regularize.strength=...`.
+Three times 164 epochs: for an accelerator. The strength is a starting point.
 """
 
-from experiments.phases import Dense, FineTune, Regularize, Threshold
-from experiments.run import Experiment
+from dataclasses import replace
 
-sgd = {
-    "epochs": 164,
-    "batch": 128,
-    "learning_rate": 0.1,
-    "weight_decay": 1e-4,
-    "decay": (81 / 164, 122 / 164),
-}
-experiment = Experiment(
+from experiments.configs.cifar10_resnet20_hoyer import experiment as resnet20
+from experiments.phases import Threshold
+
+dense, regularize, _, fine_tune = resnet20.phases
+group_hoyer_square = replace(regularize, penalty="group_hoyer_square", strength=1e-3)
+experiment = replace(
+    resnet20,
     model="vgg19",
-    dataset="cifar10",
-    phases=(
-        Dense(**sgd),
-        Regularize(**sgd, penalty="group_hoyer_square", strength=1e-3),
-        Threshold(0.01, groups=True),
-        FineTune(**sgd),
-    ),
+    phases=(dense, group_hoyer_square, Threshold(0.01, groups=True), fine_tune),
 )
