@@ -1,4 +1,5 @@
 import io
+from pathlib import Path
 
 import chex
 import jax
@@ -8,7 +9,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from experiments import data
+from experiments import data, run
 
 # name, version, image shape (None: sizes vary), split -> records
 PREPARED = [
@@ -325,3 +326,18 @@ def test_epoch_batches_depend_on_the_key_alone():
 def test_epoch_batches_refuse_a_batch_that_does_not_fit(batch):
     with pytest.raises(ValueError, match=f"between 1 and the 10 records, got {batch}"):
         data.epoch_batches(jax.random.key(0), 10, batch)
+
+
+# ---- a whole experiment on records as TFDS lays them out ---------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("relaxed_promotion", "one_device")
+def test_imagenet_config_runs_on_a_small_folder(prepared, tmp_path):
+    phases = ("dense", "regularize", "fine-tune")
+    flags = ["--epochs=1,1,1", "--evaluations=1", f"--out={tmp_path / 'out'}"]
+    flags += [f"--set={phase}.batch=2" for phase in phases]
+    config = Path(__file__).parents[2] / "experiments/configs/imagenet_resnet50_hoyer.py"
+    result = run.main([str(config), f"--data_dir={prepared}", *flags])
+    assert result["weights"] == 25_502_912
+    assert 0 < result["kept"] < result["weights"]
