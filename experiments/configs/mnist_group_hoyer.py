@@ -16,8 +16,4 @@ experiment = replace(
     element_wise,
     phases=(dense, group_hoyer_square, Threshold(0.06, groups=True, chain=True), fine_tune),
 )
-grid = [
-    {"regularize.strength": strength, "threshold.value": value}
-    for strength in (2e-3, 4e-3)
-    for value in (0.03, 0.06, 0.1)
-]
+grid = [{"threshold.value": value} for value in (0.03, 0.06, 0.1)]

@@ -17,4 +17,4 @@ experiment = replace(
         fine_tune,
     ),
 )
-grid = [{"threshold.value": value} for value in (0.03, 0.08, 0.15)]
+grid = [{"threshold.value": value} for value in (0.05, 0.1)]

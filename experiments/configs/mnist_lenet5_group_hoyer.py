@@ -10,10 +10,10 @@ from experiments.phases import Threshold
 
 dense, regularize, _, fine_tune = element_wise.phases
 group_hoyer_square = replace(
-    regularize, penalty="group_hoyer_square", strength=2e-2, weight_decay=1e-4
+    regularize, penalty="group_hoyer_square", strength=1e-2, weight_decay=1e-4
 )
 experiment = replace(
     element_wise,
     phases=(dense, group_hoyer_square, Threshold(0.06, groups=True, chain=True), fine_tune),
 )
-grid = [{"threshold.value": value} for value in (0.05, 0.15)]
+grid = [{"threshold.value": value} for value in (0.05, 0.1)]

@@ -19,4 +19,4 @@ experiment = Experiment(
         FineTune(epochs=8, learning_rate=3e-3, **adam),
     ),
 )
-grid = [{"threshold.value": value} for value in (0.05, 0.1, 0.15)]
+grid = [{"threshold.value": value} for value in (0.05, 0.1)]

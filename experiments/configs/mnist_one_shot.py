@@ -10,4 +10,4 @@ from experiments.phases import PruneMagnitudes
 
 dense, _, _, fine_tune = hoyer_square.phases
 experiment = replace(hoyer_square, density=0.02, phases=(dense, PruneMagnitudes(), fine_tune))
-grid = [{"density": density} for density in (0.01, 0.014, 0.02, 0.03)]
+grid = [{"density": density} for density in (0.015, 0.02, 0.04)]

@@ -9,5 +9,5 @@ from experiments.configs.mnist_hoyer import experiment as hoyer_square
 from experiments.phases import Search
 
 *_, fine_tune = hoyer_square.phases
-experiment = replace(hoyer_square, density=0.02, phases=(Search(epochs=25), fine_tune))
-grid = [{"density": density} for density in (0.01, 0.02)]
+experiment = replace(hoyer_square, density=0.02, phases=(Search(epochs=15), fine_tune))
+grid = [{"density": density} for density in (0.015, 0.02)]
