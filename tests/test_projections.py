@@ -296,7 +296,7 @@ WRONG = {
     "NaN budget": ({"w": one}, np.nan, None, "budget must be finite"),
     "empty": ({}, 1.0, None, "no leaves"),
     "only None": ({"w": None}, 1.0, None, "no leaves"),
-    "integers": ({"a": {"b": jnp.ones(3, jnp.int32)}}, 1.0, None, "'a/b' is int32.*floating-point"),
+    "integers": ({"a": {"b": jnp.ones(3, jnp.int32)}}, 1.0, None, "floating-point.*'a/b' is int32"),
     "Python number": ({"a": 1.0}, 1.0, None, "'a'"),
     "NaN": ({"a": one, "b": [jnp.array([jnp.nan])]}, 1.0, None, "'b/0' holds NaN.*nan_to_num"),
     "cost 0": ({"a": one}, 1.0, {"a": 0.0}, "costs of leaf 'a' must be positive and finite"),
