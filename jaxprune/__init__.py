@@ -4,6 +4,7 @@ Which weights can be pruned?    prunable
 How sparse is it?               sparsity, count, layers, table
 Zero what a mask prunes         apply_mask, keep_mask
 Choose what stays               top_k_mask, project_top_k
+Choose by pattern               nm_mask, transposable_nm_mask, transposable_potentials
 Learn what stays (ProbMask)     init_probabilities, relaxed_bernoulli, project_probabilities,
                                 best_sampled_mask, vrpge_gradient
 Press towards sparsity          add_hoyer_square, add_group_hoyer_square, add_penalty
@@ -21,6 +22,7 @@ from jaxprune.hoyer import (
     threshold_mask,
 )
 from jaxprune.masks import apply_mask, count, prunable, sparsity
+from jaxprune.patterns import nm_mask, transposable_nm_mask, transposable_potentials
 from jaxprune.penalties import (
     group_hoyer_square,
     group_lasso,
@@ -65,6 +67,7 @@ __all__ = [
     "keep_mask",
     "l1",
     "layers",
+    "nm_mask",
     "project_probabilities",
     "project_top_k",
     "projection_capped_simplex",
@@ -75,6 +78,8 @@ __all__ = [
     "threshold_mask",
     "top_k_mask",
     "transformed_l1",
+    "transposable_nm_mask",
+    "transposable_potentials",
     "trimming_point",
     "vrpge_gradient",
 ]

@@ -78,12 +78,12 @@ def axes_inside(axes: Axes, path: str, shape: tuple[int, ...]) -> list[tuple[int
       ValueError: if the leaf doesn't have them.
     """
     if isinstance(axes, str):
-        return [_named(axes, path, shape)]
+        return [_all_but(side(axes, path, shape), shape)]
     kinds = {type(axis) for axis in axes} if isinstance(axes, Sequence) else set()
     if kinds not in ({int}, {str}):
         raise ValueError(f"axes must be integers or names among {_NAMES}, got {axes!r}")
     if isinstance(axes[0], str):
-        return [_named(str(name), path, shape) for name in axes]
+        return [_all_but(side(str(name), path, shape), shape) for name in axes]
     integers = [int(axis) for axis in axes]
     inside = sorted(axis % len(shape) for axis in integers if -len(shape) <= axis < len(shape))
     if len(set(inside)) != len(integers):
@@ -94,26 +94,33 @@ def axes_inside(axes: Axes, path: str, shape: tuple[int, ...]) -> list[tuple[int
     return [tuple(inside)]
 
 
-def _named(name: str, path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+def side(name: str, path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The consecutive axes of a leaf that are its inputs, outputs or heads.
+
+    Raises:
+      ValueError: if the leaf has none.
+    """
     if name not in _NAMES:
         raise ValueError(f"groups are named {', '.join(_NAMES)}, got {name!r}")
     attention = _ATTENTION_KERNEL.search(path) if len(shape) == 3 else None
     if attention:
-        own = _ATTENTION[attention[1]][name]
-    elif name == "heads":
+        return _ATTENTION[attention[1]][name]
+    if name == "heads":
         raise ValueError(
             f"leaf '{path}' of shape {shape} has no heads: only three-dimensional kernels of "
             "query, key, value and out are known to have some; choose leaves with `where`, or "
             "give the axes inside a group as integers"
         )
-    elif len(shape) < 2:
+    if len(shape) < 2:
         raise ValueError(
             f"leaf '{path}' of shape {shape} has no {name}: choose leaves with `where`, or give "
             "the axes inside a group as integers"
         )
-    else:
-        own = (len(shape) - 2,) if name == "inputs" else (len(shape) - 1,)
-    return tuple(axis for axis in range(len(shape)) if axis not in own)
+    return (len(shape) - 2,) if name == "inputs" else (len(shape) - 1,)
+
+
+def _all_but(axes: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(axis for axis in range(len(shape)) if axis not in axes)
 
 
 def norms(x: jax.Array, inside: tuple[int, ...]) -> jax.Array:

@@ -10,10 +10,10 @@ from experiments.phases import Threshold
 
 dense, regularize, _, fine_tune = element_wise.phases
 group_hoyer_square = replace(
-    regularize, penalty="group_hoyer_square", strength=4e-3, weight_decay=1e-4
+    regularize, epochs=250, penalty="group_hoyer_square", strength=2e-3, weight_decay=1e-4
 )
 experiment = replace(
     element_wise,
-    phases=(dense, group_hoyer_square, Threshold(0.06, groups=True, chain=True), fine_tune),
+    phases=(dense, group_hoyer_square, Threshold(0.1, groups=True, chain=True), fine_tune),
 )
-grid = [{"threshold.value": value} for value in (0.03, 0.06, 0.1)]
+grid = [{"threshold.value": value} for value in (0.06, 0.1, 0.15)]

@@ -17,4 +17,4 @@ experiment = replace(
         fine_tune,
     ),
 )
-grid = [{"threshold.value": value} for value in (0.5, 1.0)]
+grid = [{"threshold.value": value} for value in (0.5, 1.0, 2.0)]

@@ -17,4 +17,4 @@ experiment = replace(
         fine_tune,
     ),
 )
-grid = [{"threshold.value": value} for value in (0.3, 0.6)]
+grid = [{"threshold.value": value} for value in (0.3, 0.6, 1.2)]

@@ -1,0 +1,287 @@
+"""N:M masks: n kept of every m weights, along one side of each matrix or along both.
+
+A kernel is read as matrices (inputs, outputs): a Dense kernel as it is, a convolution's HWIO kernel
+as one matrix for each position (h, w), attention's as (inputs, heads * size) and (heads * size,
+outputs). N:M runs along the inputs, over which a matrix product sums; a transposable mask is N:M
+along the outputs as well, so that the transposed product of the backward pass is sparse too.
+
+Rows and columns that are left over when a side doesn't divide by m form groups or tiles of their
+own, of which at most n (in each row and column) are kept.
+"""
+
+import functools
+import math
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune import groups, masks, selection, transposable
+
+_LARGEST = 32
+
+
+def nm_mask(
+    scores: chex.ArrayTree, n: int, m: int, *, axis: str | int = "inputs"
+) -> chex.ArrayTree:
+    """Keeps the n largest of every m consecutive scores along an axis.
+
+    Args:
+      scores: an array, or a tree of floating-point arrays and `None`. Equal scores are kept in
+        order of position.
+      n: how many of a group to keep, 0 <= n <= m.
+      m: the size of a group, 1 to 32. If the axis doesn't divide by it, the last group is smaller,
+        and at most n of it are kept.
+      axis: "inputs" (the contraction of a kernel, as the hardware wants it), "outputs", or an axis
+        of the arrays.
+
+    Returns:
+      A mask like `scores`. Inside `jax.jit`, where values can't be checked, NaN ranks with -inf.
+
+    Raises:
+      ValueError: for n or m out of range, a tree without leaves, leaves that aren't floating-point
+        or don't have the axis, or NaN (outside `jit`); the message names the leaf.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxprune as jp
+    >>> kernel = jnp.array([[1.0, -4.0], [2.0, 3.0], [-3.0, 2.0], [4.0, 1.0]])  # (inputs, outputs)
+    >>> jp.nm_mask(abs(kernel), 2, 4).astype(int).tolist()
+    [[0, 1], [0, 1], [1, 0], [1, 0]]
+    """
+    _check("an N:M mask", scores, n, m)
+
+    def of_leaf(path, leaf):
+        if isinstance(axis, str):
+            inside = groups.side(axis, masks.path_name(path), leaf.shape)
+        else:
+            inside = groups.axes_inside([axis], masks.path_name(path), leaf.shape)[0]
+        first, last = inside[0], inside[-1] + 1
+        sides = (leaf.shape[:first], leaf.shape[first:last], leaf.shape[last:])
+        return _nm(leaf.reshape([math.prod(side) for side in sides]), n, m).reshape(leaf.shape)
+
+    return jax.tree_util.tree_map_with_path(of_leaf, scores)
+
+
+def transposable_nm_mask(scores: chex.ArrayTree, n: int, m: int) -> chex.ArrayTree:
+    """Keeps n of every m scores along the inputs and of every m along the outputs of each matrix.
+
+    The mask of the largest sum of kept scores: of every m-by-m tile the best one, exactly (to one
+    part in 2^24 of the tile's largest score). Each tile has n entries in every row and column; so
+    the transpose of the mask is N:M too.
+
+    Args:
+      scores: an array, or a tree of floating-point arrays and `None`. An infinite score is kept (or
+        -inf pruned) wherever the pattern allows it.
+      n: how many of a row or column of a tile to keep, 0 <= n <= m.
+      m: the side of a tile, 1 to 32. Of what is left over where inputs or outputs don't divide by
+        it, at most n in each row and column of a smaller tile are kept, the best such choice.
+
+    Returns:
+      A mask like `scores`. Inside `jax.jit`, where values can't be checked, NaN ranks with -inf.
+
+    Raises:
+      ValueError: for n or m out of range, a tree without leaves, leaves that
+        aren't floating-point or have fewer than two dimensions, or NaN (outside `jit`); the message
+        names the leaf.
+
+    Source: Hubara et al., "Accelerated sparse neural training: a provable and efficient method to
+    find N:M transposable masks" (NeurIPS 2021), for the problem.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxprune as jp
+    >>> kernel = jnp.array([[8.0, 7, 1, 1], [6, 5, 1, 1], [1, 1, 4, 3], [1, 1, 2, 1]])
+    >>> jp.transposable_nm_mask(kernel, 2, 4).astype(int).tolist()
+    [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]]
+    """
+    _check("a transposable mask", scores, n, m)
+    solve = functools.partial(transposable.solve, n=n)
+    paths_and_leaves, structure = jax.tree_util.tree_flatten_with_path(scores)
+    leaves = [leaf for _, leaf in paths_and_leaves]
+    matrices = [_as_matrices(masks.path_name(path), leaf) for path, leaf in paths_and_leaves]
+    kept = [jnp.zeros(matrix.shape, bool) for matrix in matrices]
+
+    # Leaves of one shape are solved together, which compiles once and moves nothing on a mesh.
+    alike = {}
+    for i, matrix in enumerate(matrices):
+        alike.setdefault((matrix.shape, matrix.dtype), []).append(i)
+    for members in alike.values():
+        tiles = jnp.stack([_whole_tiles(matrices[i], m) for i in members], axis=2)
+        if tiles.size:
+            mask = solve(tiles)
+            for place, i in enumerate(members):
+                kept[i] = _place_tiles(kept[i], mask[:, :, place])
+
+    edges = [_edge_tiles(matrix, m) for matrix in matrices]
+    if any(edge.size for edge in edges):
+        mask = _at_most(solve, jnp.concatenate(edges, axis=2))
+        ends = np.cumsum([edge.shape[2] for edge in edges])[:-1]
+        pieces = jnp.split(mask, ends, axis=2)
+        kept = [_place_edges(*pair, m) for pair in zip(kept, pieces, strict=True)]
+    return structure.unflatten(k.reshape(leaf.shape) for k, leaf in zip(kept, leaves, strict=True))
+
+
+def transposable_potentials(
+    scores: chex.ArrayTree, mask: chex.ArrayTree, m: int
+) -> tuple[chex.ArrayTree, chex.ArrayTree]:
+    r"""Potentials of the rows and columns of every tile: the certificate of an optimal mask.
+
+    Whatever potentials are put in, no mask with n entries in every row and column of a tile has
+    scores of a sum above
+
+    .. math:: n \sum_i u_i + n \sum_j v_j + \sum_{ij} \max(A_{ij} - u_i - v_j, 0)
+
+    so a mask whose sum reaches this is optimal, and anyone can check it (in float64: float32 sums
+    are off by more than the potentials).
+
+    Args:
+      scores: an array, or a tree of floating-point arrays and `None`, all of them finite.
+      mask: a mask like `scores`, of `transposable_nm_mask` or from elsewhere.
+      m: the side of a tile, by which inputs and outputs of all leaves divide.
+
+    Returns:
+      Two trees like `scores`, of arrays (..., inputs, outputs // m) for the rows and
+      (..., inputs // m, outputs) for the columns of the tiles of matrices (..., inputs, outputs),
+      float32 or wider. For a mask that isn't optimal they leave a gap.
+
+    Raises:
+      ValueError: for sides that don't divide by m, a mask that doesn't fit, or scores that
+        `transposable_nm_mask` wouldn't take; the message names the leaf.
+
+    >>> import jax, jax.numpy as jnp, numpy as np
+    >>> import jaxprune as jp
+    >>> scores = jax.random.normal(jax.random.key(0), (64, 32))
+    >>> mask = jp.transposable_nm_mask(scores, 4, 8)
+    >>> u, v = (np.float64(x) for x in jp.transposable_potentials(scores, mask, 8))
+    >>> above = np.float64(scores) - np.repeat(u, 8, axis=1) - np.repeat(v, 8, axis=0)
+    >>> bound = 4 * u.sum() + 4 * v.sum() + above.clip(0).sum()
+    >>> bool(np.isclose(np.float64(scores)[mask].sum(), bound, rtol=1e-6))
+    True
+    """
+    _check("a certificate", scores, 0, m)
+
+    def of_leaf(path, leaf, kept):
+        name = masks.path_name(path)
+        matrices = _as_matrices(name, leaf)
+        inputs, outputs = matrices.shape[1:]
+        if inputs % m or outputs % m:
+            raise ValueError(
+                f"tiles of side {m} must fill the matrices, but leaf '{name}' has {inputs} inputs "
+                f"and {outputs} outputs"
+            )
+        tiles = _whole_tiles(matrices, m), _whole_tiles(_as_matrices(name, kept), m)
+        rows, columns = transposable.potentials(*tiles)  # (m, matrices, inputs // m, outputs // m)
+        batch = leaf.shape[: groups.side("inputs", name, leaf.shape)[0]]
+        return (
+            rows.transpose(1, 2, 0, 3).reshape(*batch, inputs, outputs // m),
+            columns.transpose(1, 2, 3, 0).reshape(*batch, inputs // m, outputs),
+        )
+
+    both = jax.tree_util.tree_map_with_path(of_leaf, scores, masks.fit_mask(scores, mask))
+    rows = jax.tree.map(lambda _, pair: pair[0], scores, both)
+    columns = jax.tree.map(lambda _, pair: pair[1], scores, both)
+    return rows, columns
+
+
+def _as_matrices(path: str, leaf: jax.Array) -> jax.Array:
+    """The leaf as (matrices, inputs, outputs)."""
+    inputs, outputs = (groups.side(name, path, leaf.shape) for name in ("inputs", "outputs"))
+    sizes = [math.prod(leaf.shape[axis] for axis in side) for side in (inputs, outputs)]
+    return leaf.reshape(-1, *sizes)
+
+
+def _check(name: str, scores: chex.ArrayTree, n: int, m: int) -> None:
+    if not (1 <= m <= _LARGEST and 0 <= n <= m):
+        raise ValueError(
+            f"N:M keeps 0 <= n <= m of m entries, 1 <= m <= {_LARGEST}; got n = {n}, m = {m}"
+        )
+    masks.check_floating(name, scores)
+    selection.check_no_nan(scores)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _nm(x: jax.Array, n: int, m: int) -> jax.Array:
+    """Along the middle one of three axes."""
+    before, size, after = x.shape
+    x = jnp.where(jnp.isnan(x), -jnp.inf, x)
+    missing = -size % m
+    # Padding comes last and is -inf, so it loses even to -inf.
+    x = jnp.pad(x, ((0, 0), (0, missing), (0, 0)), constant_values=-jnp.inf)
+    x = x.reshape(before, -1, m, after)
+    entries = [x[:, :, k] for k in range(m)]
+
+    def rank(k):
+        larger = [
+            (other >= entries[k] if j < k else other > entries[k]).astype(jnp.int32)
+            for j, other in enumerate(entries)
+            if j != k
+        ]
+        return functools.reduce(jnp.add, larger, jnp.zeros(entries[k].shape, jnp.int32))
+
+    kept = jnp.stack([rank(k) < n for k in range(m)], axis=2)
+    return kept.reshape(before, size + missing, after)[:, :size]
+
+
+# Tiles: (m, m, ...), the batch last, as `transposable` wants them.
+
+
+def _whole_tiles(matrices: jax.Array, m: int) -> jax.Array:
+    """(m, m, matrices, inputs // m, outputs // m)."""
+    count, inputs, outputs = matrices.shape
+    rows, columns = inputs // m, outputs // m
+    whole = matrices[:, : rows * m, : columns * m].reshape(count, rows, m, columns, m)
+    return whole.transpose(2, 4, 0, 1, 3)
+
+
+def _place_tiles(matrices: jax.Array, tiles: jax.Array) -> jax.Array:
+    """Puts them back."""
+    m, _, count, rows, columns = tiles.shape
+    whole = tiles.transpose(2, 3, 0, 4, 1).reshape(count, rows * m, columns * m)
+    return matrices.at[:, : rows * m, : columns * m].set(whole)
+
+
+def _edges(matrices: jax.Array, m: int) -> list[jax.Array]:
+    """What is left over: rows below the whole tiles, with the corner, and columns beside them."""
+    _, inputs, outputs = matrices.shape
+    rows, columns = inputs - inputs % m, outputs - outputs % m
+    return [matrices[:, rows:], matrices[:, :rows, columns:]]
+
+
+def _edge_tiles(matrices: jax.Array, m: int) -> jax.Array:
+    """The edges as tiles (m, m, tiles), padded by NaN, in float32 or wider."""
+    tiles = []
+    for edge in _edges(matrices, m):
+        edge = edge.astype(masks.at_least_float32(edge))
+        edge = jnp.where(jnp.isnan(edge), -jnp.inf, edge)
+        missing = [(0, -size % m) for size in edge.shape[1:]]
+        padded = jnp.pad(edge, [(0, 0), *missing], constant_values=jnp.nan)
+        tiles.append(_whole_tiles(padded, m).reshape(m, m, -1))
+    return jnp.concatenate(tiles, axis=2)
+
+
+def _place_edges(matrices: jax.Array, tiles: jax.Array, m: int) -> jax.Array:
+    """Puts them back."""
+    count, inputs, outputs = matrices.shape
+    rows, columns = inputs - inputs % m, outputs - outputs % m
+    for edge, at in zip(_edges(matrices, m), ((rows, 0), (0, columns)), strict=True):
+        height, width = edge.shape[1:]
+        shape = (count, -(-height // m), -(-width // m))
+        own, tiles = jnp.split(tiles, [math.prod(shape)], axis=2)
+        padded = jnp.zeros((count, shape[1] * m, shape[2] * m), bool)
+        whole = _place_tiles(padded, own.reshape(m, m, *shape))[:, :height, :width]
+        matrices = jax.lax.dynamic_update_slice(matrices, whole, (0, *at))
+    return matrices
+
+
+def _at_most(solve, tiles: jax.Array) -> jax.Array:
+    """Solves tiles (m, m, tiles) for at most n in each row and column; NaN takes no part.
+
+    Beside each row and column of a tile is room for n entries that are worth nothing, as if the
+    tile lay in the corner of one of 2 m by 2 m zeros.
+    """
+    m = tiles.shape[0]
+    absent = jnp.isnan(tiles)
+    finite = jnp.isfinite(tiles)
+    lowest = jnp.min(tiles, axis=(0, 1), keepdims=True, where=finite, initial=0)
+    worth = jnp.where(absent, 0, tiles - lowest)
+    return solve(jnp.pad(worth, ((0, m), (0, m), (0, 0))))[:m, :m] & ~absent
