@@ -48,19 +48,22 @@ def density_by_layer(axis, layers: list[jp.Layer]) -> None:
 
 
 def sweep_picture(rows: list[dict], path: Path) -> None:
-    """Test accuracy against density, one line a config, with the spread over seeds."""
+    """Test error against density, one line a config, with the spread over seeds."""
     figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for name in dict.fromkeys(row["name"] for row in rows):
-        own = [row for row in rows if row["name"] == name]
+        own = sorted((row for row in rows if row["name"] == name), key=lambda row: row["density"])
         axis.errorbar(
             [row["density"] for row in own],
-            [row["mean"] for row in own],
+            [100 - row["mean"] for row in own],
             [row["spread"] for row in own],
             marker="o",
             capsize=3,
             label=name,
         )
-    axis.set(xscale="log", xlabel="density", ylabel="test accuracy, %")
+    axis.set(xscale="log", yscale="log", xlabel="density", ylabel="test error, %")
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter("{x:g}")
     axis.legend()
     figure.savefig(path, dpi=120)
     plt.close(figure)
