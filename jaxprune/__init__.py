@@ -4,7 +4,8 @@ Which weights can be pruned?    prunable
 How sparse is it?               sparsity, count, layers, table
 Zero what a mask prunes         apply_mask, keep_mask
 Choose what stays               top_k_mask, project_top_k
-Choose by pattern               nm_mask, transposable_nm_mask, transposable_potentials
+Choose by pattern               nm_mask, transposable_nm_mask, transposable_potentials,
+                                mask_count
 Learn what stays (ProbMask)     init_probabilities, relaxed_bernoulli, project_probabilities,
                                 best_sampled_mask, vrpge_gradient
 Press towards sparsity          add_hoyer_square, add_group_hoyer_square, add_penalty
@@ -22,7 +23,12 @@ from jaxprune.hoyer import (
     threshold_mask,
 )
 from jaxprune.masks import apply_mask, count, prunable, sparsity
-from jaxprune.patterns import nm_mask, transposable_nm_mask, transposable_potentials
+from jaxprune.patterns import (
+    mask_count,
+    nm_mask,
+    transposable_nm_mask,
+    transposable_potentials,
+)
 from jaxprune.penalties import (
     group_hoyer_square,
     group_lasso,
@@ -67,6 +73,7 @@ __all__ = [
     "keep_mask",
     "l1",
     "layers",
+    "mask_count",
     "nm_mask",
     "project_probabilities",
     "project_top_k",
