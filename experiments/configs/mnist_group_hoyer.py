@@ -1,6 +1,9 @@
 """DeepHoyer on MNIST, structural: rows and columns of LeNet-300-100 leave.
 
 python -m experiments.run experiments/configs/mnist_group_hoyer.py --data_dir=...
+
+Six minutes on one core. 97.97% with 16,323 multiplications (mean of three seeds); 98.01% on all
+training records, `--holdout=0`.
 """
 
 from dataclasses import replace

