@@ -5,7 +5,7 @@ How sparse is it?               sparsity, count, layers, table
 Zero what a mask prunes         apply_mask, keep_mask
 Choose what stays               top_k_mask, project_top_k
 Choose by pattern               nm_mask, transposable_nm_mask, transposable_potentials,
-                                mask_count
+                                mask_count, keep_nm, keep_transposable_nm
 Learn what stays (ProbMask)     init_probabilities, relaxed_bernoulli, project_probabilities,
                                 best_sampled_mask, vrpge_gradient
 Press towards sparsity          add_hoyer_square, add_group_hoyer_square, add_penalty
@@ -23,6 +23,7 @@ from jaxprune.hoyer import (
     threshold_mask,
 )
 from jaxprune.masks import apply_mask, count, prunable, sparsity
+from jaxprune.nm import keep_nm, keep_transposable_nm
 from jaxprune.patterns import (
     mask_count,
     nm_mask,
@@ -71,6 +72,8 @@ __all__ = [
     "hoyer_square",
     "init_probabilities",
     "keep_mask",
+    "keep_nm",
+    "keep_transposable_nm",
     "l1",
     "layers",
     "mask_count",

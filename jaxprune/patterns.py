@@ -53,11 +53,8 @@ def nm_mask(
     _check("an N:M mask", scores, n, m)
 
     def of_leaf(path, leaf):
-        if isinstance(axis, str):
-            inside = groups.side(axis, masks.path_name(path), leaf.shape)
-        else:
-            inside = groups.axes_inside([axis], masks.path_name(path), leaf.shape)[0]
-        first, last = inside[0], inside[-1] + 1
+        own = _axes(axis, masks.path_name(path), leaf.shape)
+        first, last = own[0], own[-1] + 1
         sides = (leaf.shape[:first], leaf.shape[first:last], leaf.shape[last:])
         return _nm(leaf.reshape([math.prod(side) for side in sides]), n, m).reshape(leaf.shape)
 
@@ -205,7 +202,7 @@ def mask_count(n: int, m: int, pattern: str) -> int:
     >>> [jp.mask_count(2, 4, pattern) for pattern in ("unstructured", "n:m", "transposable")]
     [12870, 1296, 90]
     """
-    _check_pattern(n, m)
+    check_pattern(n, m)
     if pattern == "unstructured":
         return math.comb(m * m, n * m)
     if pattern == "n:m":
@@ -255,7 +252,19 @@ def _as_matrices(path: str, leaf: jax.Array) -> jax.Array:
     return leaf.reshape(-1, *sizes)
 
 
-def _check_pattern(n: int, m: int) -> None:
+def _axes(axis: str | int, path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    if isinstance(axis, str):
+        return groups.side(axis, path, shape)
+    return groups.axes_inside([axis], path, shape)[0]
+
+
+def length(axis: str | int, path: str, shape: tuple[int, ...]) -> int:
+    """Along the axis, or the axes together that are a kernel's "inputs" or "outputs"."""
+    return math.prod(shape[i] for i in _axes(axis, path, shape))
+
+
+def check_pattern(n: int, m: int) -> None:
+    """Raises a ValueError unless 0 <= n <= m <= 32 and m >= 1."""
     if not (1 <= m <= _LARGEST and 0 <= n <= m):
         raise ValueError(
             f"N:M keeps 0 <= n <= m of m entries, 1 <= m <= {_LARGEST}; got n = {n}, m = {m}"
@@ -263,7 +272,7 @@ def _check_pattern(n: int, m: int) -> None:
 
 
 def _check(name: str, scores: chex.ArrayTree, n: int, m: int) -> None:
-    _check_pattern(n, m)
+    check_pattern(n, m)
     masks.check_floating(name, scores)
     selection.check_no_nan(scores)
 

@@ -4,6 +4,7 @@ A link stands last in an `optax.chain`. It sees the parameters and returns updat
 pruned weights are exactly zero: `params + (-params) == 0` in any dtype.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
@@ -52,7 +53,7 @@ def keep_mask(mask: chex.ArrayTree) -> optax.GradientTransformation:
     return optax.GradientTransformation(init_fn, update_fn)
 
 
-class ProjectTopKState(NamedTuple):
+class ProjectionState(NamedTuple):
     """`count`: updates so far, an int32 scalar. `mask`: the mask in force."""
 
     count: jax.typing.ArrayLike
@@ -94,29 +95,49 @@ def project_top_k(
     [[0.0, -2.0999999046325684], [2.9000000953674316, 0.0]]
     """
     check_fraction("sparsity", sparsity)
+
+    def choose(magnitudes, count):
+        size = sum(leaf.size for leaf in jax.tree.leaves(magnitudes))
+        return selection.keep_largest(magnitudes, _kept(sparsity, count, size))
+
+    return project(choose, lambda params: masks.prunable(params, where), every)
+
+
+def project(
+    choose: Callable[[chex.ArrayTree, jax.Array], chex.ArrayTree],
+    chosen: Callable[[chex.ArrayTree], chex.ArrayTree],
+    every: int,
+) -> optax.GradientTransformation:
+    """A link that keeps to a mask, chosen anew at every so many updates.
+
+    Args:
+      choose: from the magnitudes of the updated parameters, `None` for leaves that stay dense, and
+        the link's count to the mask.
+      chosen: from the parameters to a mask that keeps every weight that can be pruned.
+      every: updates between two choices.
+    """
     if isinstance(every, int) and every < 1:
         raise ValueError(f"`every` must be at least 1, got {every}")
 
     def init_fn(params):
-        return ProjectTopKState(count=jnp.int32(0), mask=masks.prunable(params, where))
+        return ProjectionState(count=jnp.int32(0), mask=chosen(params))
 
     def update_fn(updates, state, params=None):
         params = needed(params)
 
-        def choose():
+        def choose_anew():
             magnitudes = jax.tree.map(
                 lambda p, m: None if m is None else jnp.abs(p),
                 optax.apply_updates(params, updates),
                 state.mask,
             )
-            size = sum(leaf.size for leaf in jax.tree.leaves(magnitudes))
-            return selection.keep_largest(magnitudes, _kept(sparsity, state.count, size))
+            return choose(magnitudes, state.count)
 
         if isinstance(every, int) and every == 1:
-            mask = choose()
+            mask = choose_anew()
         else:
-            mask = jax.lax.cond(state.count % every == 0, choose, lambda: state.mask)
-        state = ProjectTopKState(count=optax.safe_increment(state.count), mask=mask)
+            mask = jax.lax.cond(state.count % every == 0, choose_anew, lambda: state.mask)
+        state = ProjectionState(count=optax.safe_increment(state.count), mask=mask)
         return _pruned_updates(updates, params, mask), state
 
     return optax.GradientTransformation(init_fn, update_fn)

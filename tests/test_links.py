@@ -77,6 +77,19 @@ def kept_exactly(kept: Callable[[int], int]):
     return holds
 
 
+def two_of_four(*axes):
+    def holds(params, count):
+        for kernel in jax.tree.leaves(kernels(params)):
+            for axis in axes:
+                groups = np.moveaxis(np.asarray(kernel) != 0, axis, 0).reshape(
+                    -1, 4, kernel.shape[1 - axis]
+                )
+                assert np.all(groups.sum(1) == 2)
+        assert np.all(np.asarray(params["dense"]["bias"], np.float32) != 0)
+
+    return holds
+
+
 def within_budget(budget: Callable[[int], float], costs=1.0):
     def holds(probs, count):
         for leaf in jax.tree.leaves(probs):
@@ -117,6 +130,13 @@ ROWS = [
         weights,
         kept_exactly(lambda count: 16),
     ),
+    Row("nm", lambda: jp.keep_nm(2, 4), weights, two_of_four(0)),
+    Row(
+        "transposable_every_3",
+        lambda: jp.keep_transposable_nm(2, 4, every=3),
+        weights,
+        two_of_four(0, 1),
+    ),
     Row(
         "probabilities",
         lambda: jp.project_probabilities(0.25),
@@ -146,7 +166,7 @@ every_link_some_slow = pytest.mark.parametrize(
         for row in ROWS
     ],
 )
-weight_links = pytest.mark.parametrize("row", ROWS[:4], ids=lambda row: row.name)
+weight_links = pytest.mark.parametrize("row", ROWS[:6], ids=lambda row: row.name)
 mask_links = pytest.mark.parametrize(
     "row", [BY_NAME["keep_mask"], BY_NAME["top_k"]], ids=lambda row: row.name
 )

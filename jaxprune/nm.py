@@ -1,0 +1,110 @@
+"""Training with N:M masks that follow the weights."""
+
+import optax
+
+from jaxprune import masks, patterns, pruning
+
+
+def keep_nm(
+    n: int,
+    m: int,
+    *,
+    axis: str | int = "inputs",
+    every: int = 1,
+    where: masks.Where | None = None,
+) -> optax.GradientTransformation:
+    """Keeps the n largest magnitudes of every m weights along an axis, and zeros the others.
+
+    The mask is chosen anew at updates 0, `every`, 2 `every`, ... from the updated parameters; in
+    between it is kept.
+
+    Args:
+      n: how many of a group to keep, 0 <= n <= m.
+      m: the size of a group, 1 to 32.
+      axis: as for `nm_mask`.
+      every: updates between two choices of the mask.
+      where: which leaves can be pruned, as for `prunable`; by default those of two or more
+        dimensions whose axis divides by m. (Of leaves that `where` chooses and that don't divide,
+        the last group is smaller.)
+
+    Returns:
+      A transformation for the end of a chain. The mask is found with
+      `optax.tree.get(opt_state, "mask")`.
+
+    Raises:
+      ValueError: for n or m out of range, `every` < 1, or parameters of which nothing is chosen.
+
+    >>> import jax.numpy as jnp, optax
+    >>> import jaxprune as jp
+    >>> params = {"kernel": jnp.array([[1.0], [-2.0], [3.0], [0.5]])}
+    >>> tx = optax.chain(optax.sgd(0.1), jp.keep_nm(2, 4))
+    >>> updates, _ = tx.update({"kernel": jnp.ones((4, 1))}, tx.init(params), params)
+    >>> optax.apply_updates(params, updates)["kernel"].ravel()
+    Array([ 0. , -2.1,  2.9,  0. ], dtype=float32)
+    """
+    patterns.check_pattern(n, m)
+
+    def divides(path, leaf):
+        return patterns.length(axis, path, leaf.shape) % m == 0
+
+    def choose(magnitudes, count):
+        del count
+        return patterns.nm_mask(magnitudes, n, m, axis=axis)
+
+    return pruning.project(choose, _chooser(where, divides), every)
+
+
+def keep_transposable_nm(
+    n: int, m: int, *, every: int = 40, where: masks.Where | None = None
+) -> optax.GradientTransformation:
+    """Keeps the transposable N:M mask of the largest magnitudes, and zeros the other weights.
+
+    The mask is the best one (`transposable_nm_mask`), chosen anew at updates 0, `every`,
+    2 `every`, ... from the updated parameters; in between it is kept.
+
+    Args:
+      n: how many of a row or column of a tile to keep, 0 <= n <= m.
+      m: the side of a tile, 1 to 32.
+      every: updates between two choices of the mask; the paper's 40 makes its cost vanish.
+      where: which leaves can be pruned, as for `prunable`; by default those of two or more
+        dimensions whose inputs and outputs divide by m, so first convolutions and depthwise ones
+        stay dense.
+
+    Returns:
+      A transformation for the end of a chain. The mask is found with
+      `optax.tree.get(opt_state, "mask")`.
+
+    Raises:
+      ValueError: for n or m out of range, `every` < 1, or parameters of which nothing is chosen.
+
+    Source: Hubara et al. (NeurIPS 2021), section 4.
+
+    >>> import jax, jax.numpy as jnp, optax
+    >>> import jaxprune as jp
+    >>> params = {"kernel": jax.random.normal(jax.random.key(0), (16, 8))}
+    >>> tx = optax.chain(optax.sgd(0.1), jp.keep_transposable_nm(2, 4))
+    >>> updates, _ = tx.update(optax.tree.zeros_like(params), tx.init(params), params)
+    >>> kept = optax.apply_updates(params, updates)["kernel"] != 0
+    >>> kept.reshape(4, 4, 8).sum(1).tolist() == [[2] * 8] * 4  # along the inputs
+    True
+    >>> kept.reshape(16, 2, 4).sum(2).tolist() == [[2] * 2] * 16  # along the outputs
+    True
+    """
+    patterns.check_pattern(n, m)
+
+    def divides(path, leaf):
+        sides = ("inputs", "outputs")
+        return all(patterns.length(side, path, leaf.shape) % m == 0 for side in sides)
+
+    def choose(magnitudes, count):
+        del count
+        return patterns.transposable_nm_mask(magnitudes, n, m)
+
+    return pruning.project(choose, _chooser(where, divides), every)
+
+
+def _chooser(where, divides):
+    """From parameters to a mask that keeps every weight that can be pruned."""
+    if where is None:
+        where = lambda path, leaf: leaf.ndim >= 2 and divides(path, leaf)
+    return lambda params: masks.prunable(params, where)
