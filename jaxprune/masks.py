@@ -215,6 +215,21 @@ def check_floating(name: str, tree: chex.ArrayTree) -> None:
             )
 
 
+def sharded_alike(function: Callable[..., chex.ArrayTree], tree: chex.ArrayTree) -> Callable:
+    """The function with results sharded like the tree, whose leaves' shapes they have.
+
+    On a mesh with Explicit axes, where a reshape would ask for its result's sharding, the function
+    runs as it does with Auto axes; elsewhere it is left as it is.
+    """
+    shardings = jax.tree.map(lambda leaf: jax.typeof(leaf).sharding, tree)
+    for sharding in jax.tree.leaves(shardings):
+        if jax.sharding.AxisType.Explicit in sharding.mesh.axis_types:
+            axes = sharding.mesh.explicit_axes
+            auto_axes: Any = jax.sharding.auto_axes
+            return auto_axes(function, axes=axes, out_sharding=shardings)
+    return function
+
+
 def sparsity(tree: chex.ArrayTree) -> jax.Array:
     """The fraction of zeros among prunable weights.
 

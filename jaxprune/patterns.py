@@ -51,7 +51,10 @@ def nm_mask(
     [[0, 1], [0, 1], [1, 0], [1, 0]]
     """
     _check("an N:M mask", scores, n, m)
+    return masks.sharded_alike(functools.partial(_nm_tree, n=n, m=m, axis=axis), scores)(scores)
 
+
+def _nm_tree(scores, n, m, axis):
     def of_leaf(path, leaf):
         own = _axes(axis, masks.path_name(path), leaf.shape)
         first, last = own[0], own[-1] + 1
@@ -93,6 +96,10 @@ def transposable_nm_mask(scores: chex.ArrayTree, n: int, m: int) -> chex.ArrayTr
     [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]]
     """
     _check("a transposable mask", scores, n, m)
+    return masks.sharded_alike(functools.partial(_transposable_tree, n=n, m=m), scores)(scores)
+
+
+def _transposable_tree(scores, n, m):
     solve = functools.partial(transposable.solve, n=n)
     paths_and_leaves, structure = jax.tree_util.tree_flatten_with_path(scores)
     leaves = [leaf for _, leaf in paths_and_leaves]

@@ -104,7 +104,7 @@ def project_top_k(
 
 
 def project(
-    choose: Callable[[chex.ArrayTree, jax.Array], chex.ArrayTree],
+    choose: Callable[[chex.ArrayTree, jax.typing.ArrayLike], chex.ArrayTree],
     chosen: Callable[[chex.ArrayTree], chex.ArrayTree],
     every: int,
 ) -> optax.GradientTransformation:

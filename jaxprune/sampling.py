@@ -6,7 +6,6 @@ distribution, through which gradients reach s; the hard sample is a mask. One dr
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import chex
 import jax
@@ -108,13 +107,9 @@ def _map_with_keys(sample, key, probs):
 
 def _bits_like(prob: jax.Array, key: chex.PRNGKey, random_bits: RandomBits) -> jax.Array:
     """A uint32 array of the shape and, on a mesh with Explicit axes, the sharding of `prob`."""
+    # With Explicit axes and without this, each device would draw the whole leaf.
     draw = lambda key: random_bits(key, prob.shape, jnp.uint32)
-    sharding = jax.typeof(prob).sharding
-    if jax.sharding.AxisType.Explicit not in sharding.mesh.axis_types:
-        return draw(key)
-    axes = sharding.mesh.explicit_axes  # without this each device would draw the whole leaf
-    draw_shards: Any = jax.sharding.auto_axes(draw, axes=axes, out_sharding=sharding)
-    return draw_shards(key)
+    return masks.sharded_alike(draw, prob)(key)
 
 
 def counter_bits(
