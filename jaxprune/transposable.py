@@ -110,7 +110,8 @@ def _best_of_all(grid: jax.Array, n: int) -> jax.Array:
         for i in range(m)
     ]
     sums: dict[tuple[int, ...], jax.Array] = {(): jnp.int32(0)}
-    best, code = jnp.full(grid.shape[2:], -_FAR), jnp.zeros(grid.shape[2:], jnp.int32)
+    best = jnp.full(grid.shape[2:], jnp.iinfo(jnp.int32).min)
+    code = jnp.zeros(grid.shape[2:], jnp.int32)
     for rows in _all_masks(n, m):
         for end in range(1, m + 1):
             if rows[:end] not in sums:
@@ -274,8 +275,7 @@ def _cancel(grid: jax.Array, mask: jax.Array) -> jax.Array:
         from_row = [before == i for i in range(m)]  # m of (k, tiles)
         cost = left + _sum([jnp.where(from_row[i][:, None], taken[i][None], 0) for i in range(m)])
         _, column = _least([cost[:, j] for j in range(m)])
-        moved = [on_cycle & (column == j) for j in range(m)]  # m of (k, tiles)
-        moved = jnp.stack(moved, 1)  # (k, j, tiles)
+        moved = jnp.stack([on_cycle & (column == j) for j in range(m)], 1)  # (k, j, tiles)
         into = jnp.stack(
             [_any([from_row[i][k, None] & moved[k] for k in range(m)]) for i in range(m)]
         )

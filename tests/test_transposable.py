@@ -160,6 +160,14 @@ def test_infinities_come_first_and_last(n, m):
     np.testing.assert_allclose((large * mask).sum((1, 2)), best, rtol=1e-6)
 
 
+@pytest.mark.parametrize("fill", [-np.inf, np.inf, np.nan, -1.0])
+@pytest.mark.parametrize(("n", "m"), [(1, 2), (2, 4), (3, 4), (3, 7), (7, 8)])
+def test_tiles_of_one_value_only(n, m, fill):
+    mask = solve(np.full((2, m, m), fill, np.float32), n)
+    assert (mask.sum(1) == n).all()
+    assert (mask.sum(2) == n).all()
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
 def test_dtypes(dtype):
     tiles = tiles_of("Gaussian", 20, 8).astype(dtype)
