@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 
 _ENUMERATED = 4  # up to this m all masks of a tile are tried
-_CHUNK = 2**15  # scores of tiles that are set aside, worked on together
+_CHUNK = 2**14  # scores of tiles that are set aside, worked on together
 _CHANGES = (1024, 32, 1)  # the largest score over the largest change that parts ties
 _BETWEEN_CHECKS = 4  # rounds of the first step
 _FAR = 2**30 - 1  # longer than any path
