@@ -21,6 +21,7 @@ import numpy as np
 from jaxprune import groups, masks, selection, transposable
 
 _LARGEST = 32
+_DIGIT = 6  # bits of a number of columns, at most 32
 
 
 def nm_mask(
@@ -226,9 +227,6 @@ def mask_count(n: int, m: int, pattern: str) -> int:
         orders = math.factorial(m) // math.prod(map(math.factorial, counts))
         total += ways * lower.get(fitting, 0) // orders
     return total
-
-
-_DIGIT = 6  # bits of a number of columns
 
 
 def _ways(rows: int, n: int, m: int) -> dict[int, int]:

@@ -85,14 +85,13 @@ def to_grid(scores: jax.Array) -> tuple[jax.Array, jax.Array]:
         scores = scores.astype(jnp.float32)
     room = (m - 1).bit_length()
     finite = jnp.isfinite(scores)
-    scores = jnp.where(scores == jnp.inf, jnp.inf, jnp.where(finite, scores, -jnp.inf))
     all_finite = jnp.all(finite, axis=(0, 1), keepdims=True)
     _, exponent = jnp.frexp(
         jnp.max(jnp.abs(scores), axis=(0, 1), keepdims=True, where=finite, initial=0)
     )
     shift = jnp.where(all_finite, 29 - room, 28 - 2 * room) - exponent
     scaled = jnp.round(jnp.ldexp(jnp.where(finite, scores, 0), shift)).astype(jnp.int32)
-    beyond = jnp.where(scores > 0, 2 ** (29 - room), -(2 ** (29 - room)))
+    beyond = jnp.where(scores == jnp.inf, 2 ** (29 - room), -(2 ** (29 - room)))
     return jnp.where(finite, scaled, beyond), shift[0, 0]
 
 

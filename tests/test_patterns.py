@@ -301,8 +301,7 @@ def test_sharded_leaves_stay_where_they_are(spec):
         mask = compiled(sharded)
         np.testing.assert_array_equal(mask, function(scores))
         assert mask.sharding.is_equivalent_to(sharded.sharding, 2)
-        gathered = re.findall(
-            r"= (\S+)\[([\d,]*)\]\S* (?:all-gather|all-to-all)\(", compiled.as_text()
-        )
-        for _, shape in gathered:
+        moves = r"= (.*) (?:all-gather|all-to-all|collective-permute)(?:-start)?\("
+        gathered = re.findall(moves, compiled.as_text())
+        for shape in re.findall(r"\[([\d,]*)\]", " ".join(gathered)):
             assert np.prod([int(size) for size in shape.split(",") if size]) <= scores.size / 16
