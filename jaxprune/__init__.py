@@ -2,7 +2,7 @@
 
 Which weights can be pruned?    prunable
 How sparse is it?               sparsity, count, layers, table
-Zero what a mask prunes         apply_mask, keep_mask
+Zero what a mask prunes         apply_mask, keep_mask, straight_through
 Choose what stays               top_k_mask, project_top_k
 Choose by pattern               nm_mask, transposable_nm_mask, transposable_potentials,
                                 mask_count, keep_nm, keep_transposable_nm
@@ -46,7 +46,7 @@ from jaxprune.probmask import (
     vrpge_gradient,
 )
 from jaxprune.projections import projection_capped_simplex
-from jaxprune.pruning import keep_mask, project_top_k
+from jaxprune.pruning import keep_mask, project_top_k, straight_through
 from jaxprune.report import Layer, layers, table
 from jaxprune.sampling import bernoulli_mask, counter_bits, relaxed_bernoulli
 from jaxprune.schedules import annealed_temperature, cubic_density, cubic_sparsity
@@ -84,6 +84,7 @@ __all__ = [
     "prunable",
     "relaxed_bernoulli",
     "sparsity",
+    "straight_through",
     "table",
     "threshold_mask",
     "top_k_mask",

@@ -1,12 +1,15 @@
 """Training with N:M masks that follow the weights."""
 
+import functools
+
+import jax.numpy as jnp
 import optax
 
 from jaxprune import masks, patterns, pruning
 
 
 def keep_nm(
-    n: int,
+    n: int | optax.Schedule,
     m: int,
     *,
     axis: str | int = "inputs",
@@ -19,7 +22,8 @@ def keep_nm(
     between it is kept.
 
     Args:
-      n: how many of a group to keep, 0 <= n <= m.
+      n: how many of a group to keep, 0 <= n <= m; or a schedule of the link's own count, which is
+        rounded: `lambda step: 4 - step // 1000` goes from dense towards 1:4.
       m: the size of a group, 1 to 32.
       axis: as for `nm_mask`.
       every: updates between two choices of the mask.
@@ -42,20 +46,12 @@ def keep_nm(
     >>> optax.apply_updates(params, updates)["kernel"].ravel()
     Array([ 0. , -2.1,  2.9,  0. ], dtype=float32)
     """
-    patterns.check_pattern(n, m)
-
-    def divides(path, leaf):
-        return patterns.length(axis, path, leaf.shape) % m == 0
-
-    def choose(magnitudes, count):
-        del count
-        return patterns.nm_mask(magnitudes, n, m, axis=axis)
-
-    return pruning.project(choose, _chooser(where, divides), every)
+    mask_of = functools.partial(patterns.nm_mask, axis=axis)
+    return _project(mask_of, n, m, (axis,), every, where)
 
 
 def keep_transposable_nm(
-    n: int, m: int, *, every: int = 40, where: masks.Where | None = None
+    n: int | optax.Schedule, m: int, *, every: int = 40, where: masks.Where | None = None
 ) -> optax.GradientTransformation:
     """Keeps the transposable N:M mask of the largest magnitudes, and zeros the other weights.
 
@@ -63,7 +59,7 @@ def keep_transposable_nm(
     2 `every`, ... from the updated parameters; in between it is kept.
 
     Args:
-      n: how many of a row or column of a tile to keep, 0 <= n <= m.
+      n: how many of a row or column of a tile to keep, 0 <= n <= m, or a schedule, as for `keep_nm`.
       m: the side of a tile, 1 to 32.
       every: updates between two choices of the mask; the paper's 40 makes its cost vanish.
       where: which leaves can be pruned, as for `prunable`; by default those of two or more
@@ -90,21 +86,19 @@ def keep_transposable_nm(
     >>> kept.reshape(16, 2, 4).sum(2).tolist() == [[2] * 2] * 16  # along the outputs
     True
     """
-    patterns.check_pattern(n, m)
+    return _project(patterns.transposable_nm_mask, n, m, ("inputs", "outputs"), every, where)
 
-    def divides(path, leaf):
-        sides = ("inputs", "outputs")
-        return all(patterns.length(side, path, leaf.shape) % m == 0 for side in sides)
+
+def _project(mask_of, n, m, axes, every, where):
+    """A link that keeps to N:M, by default in leaves of which these axes divide by m."""
+    patterns.check_pattern(n, m)
+    if where is None:
+        where = lambda path, leaf: leaf.ndim >= 2 and all(
+            patterns.length(axis, path, leaf.shape) % m == 0 for axis in axes
+        )
 
     def choose(magnitudes, count):
-        del count
-        return patterns.transposable_nm_mask(magnitudes, n, m)
+        now = jnp.clip(jnp.round(n(count)).astype(jnp.int32), 0, m) if callable(n) else n
+        return mask_of(magnitudes, now, m)
 
-    return pruning.project(choose, _chooser(where, divides), every)
-
-
-def _chooser(where, divides):
-    """From parameters to a mask that keeps every weight that can be pruned."""
-    if where is None:
-        where = lambda path, leaf: leaf.ndim >= 2 and divides(path, leaf)
-    return lambda params: masks.prunable(params, where)
+    return pruning.project(choose, lambda params: masks.prunable(params, where), every)

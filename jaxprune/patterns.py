@@ -12,6 +12,7 @@ own, of which at most n (in each row and column) are kept.
 import collections
 import functools
 import math
+import numbers
 
 import chex
 import jax
@@ -25,14 +26,14 @@ _DIGIT = 6  # bits of a number of columns, at most 32
 
 
 def nm_mask(
-    scores: chex.ArrayTree, n: int, m: int, *, axis: str | int = "inputs"
+    scores: chex.ArrayTree, n: int | jax.Array, m: int, *, axis: str | int = "inputs"
 ) -> chex.ArrayTree:
     """Keeps the n largest of every m consecutive scores along an axis.
 
     Args:
       scores: an array, or a tree of floating-point arrays and `None`. Equal scores are kept in
         order of position.
-      n: how many of a group to keep, 0 <= n <= m.
+      n: how many of a group to keep, 0 <= n <= m; an integer or, inside `jax.jit`, an int32 scalar.
       m: the size of a group, 1 to 32. If the axis doesn't divide by it, the last group is smaller,
         and at most n of it are kept.
       axis: "inputs" (the contraction of a kernel, as the hardware wants it), "outputs", or an axis
@@ -65,7 +66,9 @@ def _nm_tree(scores, n, m, axis):
     return jax.tree_util.tree_map_with_path(of_leaf, scores)
 
 
-def transposable_nm_mask(scores: chex.ArrayTree, n: int, m: int) -> chex.ArrayTree:
+def transposable_nm_mask(
+    scores: chex.ArrayTree, n: int | jax.Array, m: int
+) -> chex.ArrayTree:
     """Keeps n of every m scores along the inputs and of every m along the outputs of each matrix.
 
     The mask of the largest sum of kept scores: of every m-by-m tile the best one, exactly (to one
@@ -75,7 +78,8 @@ def transposable_nm_mask(scores: chex.ArrayTree, n: int, m: int) -> chex.ArrayTr
     Args:
       scores: an array, or a tree of floating-point arrays and `None`. An infinite score is kept (or
         -inf pruned) wherever the pattern allows it.
-      n: how many of a row or column of a tile to keep, 0 <= n <= m.
+      n: how many of a row or column of a tile to keep, 0 <= n <= m; an integer or, inside
+        `jax.jit`, an int32 scalar.
       m: the side of a tile, 1 to 32. Of what is left over where inputs or outputs don't divide by
         it, at most n in each row and column of a smaller tile are kept, the best such choice.
 
@@ -268,22 +272,22 @@ def length(axis: str | int, path: str, shape: tuple[int, ...]) -> int:
     return math.prod(shape[i] for i in _axes(axis, path, shape))
 
 
-def check_pattern(n: int, m: int) -> None:
-    """Raises a ValueError unless 0 <= n <= m <= 32 and m >= 1."""
-    if not (1 <= m <= _LARGEST and 0 <= n <= m):
+def check_pattern(n, m: int) -> None:
+    """Raises a ValueError unless 0 <= n <= m <= 32 and m >= 1; an n that is an array passes."""
+    if not (1 <= m <= _LARGEST and (not isinstance(n, numbers.Integral) or 0 <= n <= m)):
         raise ValueError(
             f"N:M keeps 0 <= n <= m of m entries, 1 <= m <= {_LARGEST}; got n = {n}, m = {m}"
         )
 
 
-def _check(name: str, scores: chex.ArrayTree, n: int, m: int) -> None:
+def _check(name: str, scores: chex.ArrayTree, n, m: int) -> None:
     check_pattern(n, m)
     masks.check_floating(name, scores)
     selection.check_no_nan(scores)
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _nm(x: jax.Array, n: int, m: int) -> jax.Array:
+@functools.partial(jax.jit, static_argnums=2)
+def _nm(x: jax.Array, n, m: int) -> jax.Array:
     """Along the middle one of three axes."""
     before, size, after = x.shape
     x = jnp.where(jnp.isnan(x), -jnp.inf, x)

@@ -25,6 +25,7 @@ it.
 import functools
 import itertools
 import math
+import numbers
 
 import jax
 import jax.numpy as jnp
@@ -37,24 +38,49 @@ _BETWEEN_CHECKS = 4  # rounds of the first step
 _FAR = 2**30 - 1  # longer than any path
 
 
-@functools.partial(jax.jit, static_argnames=("n",))
-def solve(scores: jax.Array, n: int) -> jax.Array:
+def solve(scores: jax.Array, n: int | jax.Array) -> jax.Array:
     """The mask of largest sum with n entries in every row and column of every tile.
 
     Args:
       scores: (m, m, ...) of any floating-point dtype. Infinities are kept or pruned wherever the
         pattern allows it; NaN counts as -inf.
-      n: 0 <= n <= m.
+      n: 0 <= n <= m; an int32 scalar costs a little more than a Python integer.
 
     Returns:
       boolean array like `scores`.
     """
+    if isinstance(n, numbers.Integral):
+        return _solve_fixed(scores, int(n))
+    return _solve_any(scores, n)
+
+
+@functools.partial(jax.jit, static_argnames=("n",))
+def _solve_fixed(scores, n: int):
     m = scores.shape[0]
     if n in (0, m):
         return jnp.full(scores.shape, n == m)
+    return _solve_between(scores, n)
+
+
+@jax.jit
+def _solve_any(scores, n: jax.Array):
+    m = scores.shape[0]
+    if m == 1:
+        return jnp.broadcast_to(n >= 1, scores.shape)
+    between = lambda: _solve_between(scores, jnp.clip(n, 1, m - 1))
+    all_or_none = lambda: jnp.broadcast_to(n >= m, scores.shape)
+    return jax.lax.cond((n > 0) & (n < m), between, all_or_none)
+
+
+def _solve_between(scores, n):
+    """For 0 < n < m."""
+    m = scores.shape[0]
     grid, _ = to_grid(scores)
     if m <= _ENUMERATED:
-        return _best_of_all(grid, n)
+        if isinstance(n, int):
+            return _best_of_all(grid, n)
+        tries = [functools.partial(_best_of_all, n=k) for k in range(1, m)]
+        return jax.lax.switch(n - 1, tries, grid)
     mask, done = _separate(grid, n, m, jnp.zeros(grid.shape[2:], bool))
     return _finish(grid, n, mask, done)
 
@@ -142,7 +168,7 @@ def _all_masks(n: int, m: int) -> list[tuple[int, ...]]:
 # Step 1: potentials that separate.
 
 
-def _separate(grid, n: int, rounds: int, done: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _separate(grid, n, rounds: int, done: jax.Array) -> tuple[jax.Array, jax.Array]:
     """What potentials separate after at most so many rounds, and whether that is a mask.
 
     Tiles that are done from the start are not waited for.
@@ -178,13 +204,17 @@ def _separate(grid, n: int, rounds: int, done: jax.Array) -> tuple[jax.Array, ja
     return grid - row_potentials(columns)[:, None] > columns[None], is_mask(columns)
 
 
-def _middle(entries: list[jax.Array], n: int) -> jax.Array:
+def _middle(entries: list[jax.Array], n) -> jax.Array:
     """Halfway between the n-th and the (n+1)-th largest of m arrays, in each place."""
     entries = list(entries)
     for low, high in _sorting_network(len(entries)):
         a, b = entries[low], entries[high]
         entries[low], entries[high] = jnp.minimum(a, b), jnp.maximum(a, b)
-    return (entries[-n] + entries[-n - 1]) >> 1
+    entries.reverse()
+    if isinstance(n, int):
+        return (entries[n - 1] + entries[n]) >> 1
+    pairs = [a + b for a, b in itertools.pairwise(entries)]
+    return _sum([jnp.where(n == k, pair, 0) for k, pair in enumerate(pairs, 1)]) >> 1
 
 
 def _sorting_network(size: int) -> list[tuple[int, int]]:
@@ -220,7 +250,7 @@ def _unravel(positions: jax.Array, shape: tuple[int, ...]) -> list[jax.Array]:
 # Step 2: exchanges along cycles.
 
 
-def _finish(grid: jax.Array, n: int, mask: jax.Array, done: jax.Array) -> jax.Array:
+def _finish(grid: jax.Array, n, mask: jax.Array, done: jax.Array) -> jax.Array:
     """Solves the tiles that aren't done, a chunk of them at a time."""
     tiles = math.prod(done.shape)
     chunk = min(max(_CHUNK // grid.shape[0] ** 2, 1), tiles)
@@ -238,7 +268,7 @@ def _finish(grid: jax.Array, n: int, mask: jax.Array, done: jax.Array) -> jax.Ar
     return jax.lax.while_loop(lambda state: state[0] < pending, solve_chunk, (0, mask))[1]
 
 
-def _near(grid: jax.Array, n: int, done: jax.Array) -> jax.Array:
+def _near(grid: jax.Array, n, done: jax.Array) -> jax.Array:
     """Masks near the best: the best of slightly changed scores; where that fails, of others."""
     m = grid.shape[0]
     largest = jnp.max(jnp.abs(grid), axis=(0, 1))

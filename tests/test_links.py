@@ -138,6 +138,12 @@ ROWS = [
         two_of_four(0, 1),
     ),
     Row(
+        "straight_through",
+        lambda: jp.straight_through(optax.identity(), jp.keep_nm(2, 4), decay=0.01),
+        weights,
+        two_of_four(0),
+    ),
+    Row(
         "probabilities",
         lambda: jp.project_probabilities(0.25),
         probabilities,
@@ -166,7 +172,7 @@ every_link_some_slow = pytest.mark.parametrize(
         for row in ROWS
     ],
 )
-weight_links = pytest.mark.parametrize("row", ROWS[:6], ids=lambda row: row.name)
+weight_links = pytest.mark.parametrize("row", ROWS[:7], ids=lambda row: row.name)
 mask_links = pytest.mark.parametrize(
     "row", [BY_NAME["keep_mask"], BY_NAME["top_k"]], ids=lambda row: row.name
 )

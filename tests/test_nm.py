@@ -87,6 +87,112 @@ def test_in_one_chain_with_hoyer_square_and_a_global_budget(relaxed):
     assert kept.sum() <= 64 * 32 // 4
 
 
+def test_the_number_kept_follows_a_schedule():
+    schedule = lambda step: jnp.maximum(4 - step, 1)  # 4:4, 3:4, 2:4, 1:4
+    for factory in (jp.keep_nm, jp.keep_transposable_nm):
+        tx = optax.chain(optax.sgd(0.1), factory(schedule, 4, every=1))
+        for (params, _), kept in zip(
+            steps_of(tx, {"kernel": normal(16, 8)}, 5), [4, 3, 2, 1, 1], strict=True
+        ):
+            groups = (params["kernel"] != 0).reshape(4, 4, 8).sum(1)
+            assert (groups == kept).all()
+
+
+# The straight-through estimator -------------------------------------------------------------------
+
+
+def masked(kernel, n=2, m=4):
+    return jnp.where(jp.nm_mask(abs(kernel), n, m), kernel, 0)
+
+
+def straight_through_by_hand(kernel, gradients, learning_rate, decay):
+    """The parameters after each step, by the equations of the docstring."""
+    dense, sparse, seen = kernel, kernel, []
+    for gradient in gradients:
+        gradient = gradient + decay * jnp.where(sparse == 0, dense, 0)
+        dense = dense - learning_rate * gradient
+        sparse = masked(dense)
+        seen.append(sparse)
+    return seen
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+def test_straight_through_is_its_equations(decay):
+    tx = jp.straight_through(optax.sgd(0.5), jp.keep_nm(2, 4), decay=decay)
+    kernel = normal(16, 8)
+    gradients = [normal(16, 8, seed=i) for i in range(6)]
+    # `steps_of` draws the gradient of step i with key i.
+    seen = [params["kernel"] for params, _ in steps_of(tx, {"kernel": kernel}, 6)]
+    for ours, by_hand in zip(
+        seen, straight_through_by_hand(kernel, gradients, 0.5, decay), strict=True
+    ):
+        np.testing.assert_allclose(ours, by_hand, rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(ours == 0, by_hand == 0)
+
+
+def test_without_a_gradient_pruned_weights_decay_and_kept_ones_stay():
+    kernel, rate, decay = normal(16, 8), 0.5, 0.2
+    tx = jp.straight_through(optax.sgd(rate), jp.keep_nm(2, 4), decay=decay)
+    params, state = {"kernel": kernel}, tx.init({"kernel": kernel})
+    for _ in range(11):  # the first makes them sparse
+        updates, state = tx.update(optax.tree.zeros_like(params), state, params)
+        params = optax.apply_updates(params, updates)
+    kept = jp.nm_mask(abs(kernel), 2, 4)
+    dense = optax.tree.get(state, "dense")["kernel"]
+    np.testing.assert_array_equal(dense[kept], kernel[kept])
+    np.testing.assert_allclose(dense[~kept], kernel[~kept] * (1 - rate * decay) ** 10, rtol=1e-5)
+    np.testing.assert_array_equal(params["kernel"], jnp.where(kept, kernel, 0))
+
+
+def test_a_pruned_weight_returns_under_a_straight_through_gradient_only():
+    kernel = jnp.array([[1.0], [-2.0], [3.0], [0.5]])
+    push = {"kernel": jnp.array([[0.0], [0.0], [0.0], [-1.0]])}
+
+    def final(tx):
+        params, state = {"kernel": kernel}, tx.init({"kernel": kernel})
+        for _ in range(30):
+            updates, state = tx.update(push, state, params)
+            params = optax.apply_updates(params, updates)
+        return params["kernel"].ravel() != 0
+
+    projection = jp.keep_nm(2, 4)
+    assert final(optax.chain(optax.sgd(0.1), projection)).tolist() == [False, True, True, False]
+    assert final(jp.straight_through(optax.sgd(0.1), projection)).tolist() == [
+        False, False, True, True,
+    ]  # fmt: skip
+
+
+def test_bfloat16_parameters_have_float32_weights_behind_them(relaxed_promotion):
+    tx = jp.straight_through(optax.sgd(0.1), jp.keep_nm(2, 4))
+    kernel = normal(16, 8).astype(jnp.bfloat16)
+    params, state = {"kernel": kernel}, tx.init({"kernel": kernel})
+    small = {"kernel": jnp.full((16, 8), 1e-3, jnp.bfloat16)}
+    for _ in range(100):  # each step is less than a bfloat16 can hold beside most weights
+        updates, state = tx.update(small, state, params)
+        params = optax.apply_updates(params, updates)
+    dense = optax.tree.get(state, "dense")["kernel"]
+    assert dense.dtype == jnp.float32
+    step = 0.1 * np.float32(small["kernel"][0, 0])
+    np.testing.assert_allclose(dense, np.float32(kernel) - 100 * step, atol=1e-5)
+    assert params["kernel"].dtype == jnp.bfloat16
+    kept = jp.nm_mask(abs(dense), 2, 4)
+    np.testing.assert_array_equal(params["kernel"] != 0, kept)
+    np.testing.assert_allclose(
+        np.float32(params["kernel"])[kept], dense[kept], rtol=2.0**-8, atol=1e-6
+    )
+
+
+def test_straight_through_with_a_chain_of_projections(relaxed):
+    projection = optax.chain(jp.project_top_k(0.75), jp.keep_transposable_nm(2, 4, every=3))
+    inner = optax.chain(jp.add_hoyer_square(1e-3), relaxed(optax.adamw(1e-2)))
+    tx = jp.straight_through(inner, projection, decay=1e-3)
+    params, _ = steps_of(tx, {"kernel": normal(64, 32)}, 7)[-1]
+    kept = params["kernel"] != 0
+    assert (kept.reshape(16, 4, 32).sum(1) <= 2).all()
+    assert (kept.reshape(64, 8, 4).sum(2) <= 2).all()
+    assert 0 < kept.sum() <= 64 * 32 // 4
+
+
 @pytest.mark.parametrize("factory", [jp.keep_nm, jp.keep_transposable_nm])
 def test_errors(factory):
     with pytest.raises(ValueError, match="got n = 5, m = 4"):
