@@ -93,8 +93,9 @@ def _project(mask_of, n, m, axes, every, where):
     """A link that keeps to N:M, by default in leaves of which these axes divide by m."""
     patterns.check_pattern(n, m)
     if where is None:
-        where = lambda path, leaf: leaf.ndim >= 2 and all(
-            patterns.length(axis, path, leaf.shape) % m == 0 for axis in axes
+        where = lambda path, leaf: (
+            leaf.ndim >= 2
+            and all(patterns.length(axis, path, leaf.shape) % m == 0 for axis in axes)
         )
 
     def choose(magnitudes, count):

@@ -19,9 +19,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import groups, masks, selection, transposable
+from jaxprune import approximate, groups, masks, selection, transposable
 
 _LARGEST = 32
+_SOLVERS = {
+    "exact": transposable.solve,
+    "greedy": approximate.greedy,
+    "entropic": approximate.entropic,
+}
 _DIGIT = 6  # bits of a number of columns, at most 32
 
 
@@ -67,7 +72,7 @@ def _nm_tree(scores, n, m, axis):
 
 
 def transposable_nm_mask(
-    scores: chex.ArrayTree, n: int | jax.Array, m: int
+    scores: chex.ArrayTree, n: int | jax.Array, m: int, *, method: str = "exact"
 ) -> chex.ArrayTree:
     """Keeps n of every m scores along the inputs and of every m along the outputs of each matrix.
 
@@ -82,12 +87,15 @@ def transposable_nm_mask(
         `jax.jit`, an int32 scalar.
       m: the side of a tile, 1 to 32. Of what is left over where inputs or outputs don't divide by
         it, at most n in each row and column of a smaller tile are kept, the best such choice.
+      method: "exact"; or for comparison "greedy" (the largest scores first) or "entropic"
+        (TSENOR's transport plan), both completed by swaps. These lose 0.4 to 1 and 0.0 to 0.1
+        percent of the best sum, and are slower.
 
     Returns:
       A mask like `scores`. Inside `jax.jit`, where values can't be checked, NaN ranks with -inf.
 
     Raises:
-      ValueError: for n or m out of range, a tree without leaves, leaves that
+      ValueError: for n or m out of range, an unknown method, a tree without leaves, leaves that
         aren't floating-point or have fewer than two dimensions, or NaN (outside `jit`); the message
         names the leaf.
 
@@ -101,11 +109,14 @@ def transposable_nm_mask(
     [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]]
     """
     _check("a transposable mask", scores, n, m)
-    return masks.sharded_alike(functools.partial(_transposable_tree, n=n, m=m), scores)(scores)
+    if method not in _SOLVERS:
+        raise ValueError(f"method must be one of {[*_SOLVERS]}, got {method!r}")
+    of_tree = functools.partial(_transposable_tree, solve=_SOLVERS[method], n=n, m=m)
+    return masks.sharded_alike(of_tree, scores)(scores)
 
 
-def _transposable_tree(scores, n, m):
-    solve = functools.partial(transposable.solve, n=n)
+def _transposable_tree(scores, solve, n, m):
+    solve = functools.partial(solve, n=n)
     paths_and_leaves, structure = jax.tree_util.tree_flatten_with_path(scores)
     leaves = [leaf for _, leaf in paths_and_leaves]
     matrices = [_as_matrices(masks.path_name(path), leaf) for path, leaf in paths_and_leaves]

@@ -200,6 +200,14 @@ def test_sorting_networks_sort_all_zeros_and_ones():
     assert [len(transposable._sorting_network(size)) for size in (4, 8, 16, 32)] == [5, 19, 63, 191]
 
 
+@pytest.mark.parametrize("m", [1, 4, 7])
+def test_a_traced_number_is_as_good_as_a_fixed_one(m):
+    tiles = jnp.moveaxis(jnp.asarray(tiles_of("five values", 60, m)), 0, -1)
+    traced = jax.jit(transposable.solve)
+    for n in range(m + 1):
+        np.testing.assert_array_equal(traced(tiles, n), transposable.solve(tiles, n))
+
+
 def test_inside_scan_and_vmap():
     tiles = jnp.moveaxis(jnp.asarray(tiles_of("five values", 12, 5)), 0, -1)
     expected = transposable.solve(tiles, 2)
