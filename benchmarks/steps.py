@@ -27,7 +27,7 @@ def conv_net(key):
             )
         return images.reshape(len(images), -1) @ weights[-1]
 
-    return _kaiming(key, shapes), logits, (BATCH, 32, 32, 3)
+    return _kaiming(key, shapes), logits, (32, 32, 3)
 
 
 def mlp(key):
@@ -39,7 +39,7 @@ def mlp(key):
             inputs = jax.nn.relu(inputs @ matrix)
         return inputs @ weights[-1]
 
-    return _kaiming(key, shapes), logits, (BATCH, 784)
+    return _kaiming(key, shapes), logits, (784,)
 
 
 def _kaiming(key, shapes):
@@ -51,17 +51,8 @@ def main() -> None:
     """Prints one table for each net."""
     print(timing.machine())
     for build in (conv_net, mlp):
-        weights, logits, shape = build(jax.random.key(0))
-        images = jax.random.normal(jax.random.key(1), shape)
-        labels = jnp.arange(BATCH) % 10
+        weights, task = on_batch(build)
         size = sum(leaf.size for leaf in weights)
-
-        def task(weights, logits=logits, images=images, labels=labels):
-            losses = optax.softmax_cross_entropy_with_integer_labels(
-                logits(weights, images), labels
-            )
-            return losses.mean()
-
         mask = jp.top_k_mask(jax.tree.map(jnp.abs, weights), size // 10)
         timed = timing.compare(
             {
@@ -92,6 +83,19 @@ def main() -> None:
         title = f"{build.__name__}, {size:,} weights, batch {BATCH}"
         print(timing.table(f"{title}: against one dense step", timed, "dense step"))
         print(timing.table(f"{title}: against two dense steps", timed, "two dense steps"))
+
+
+def on_batch(build, batch: int = BATCH):
+    """A net's weights, and its loss on one batch of noise."""
+    weights, logits, shape = build(jax.random.key(0))
+    images = jax.random.normal(jax.random.key(1), (batch, *shape))
+    labels = jnp.arange(batch) % 10
+
+    def task(weights):
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits(weights, images), labels)
+        return losses.mean()
+
+    return weights, task
 
 
 def step(optimizer, task, params, warm: int = 0):

@@ -6,6 +6,7 @@ Zero what a mask prunes         apply_mask, keep_mask, straight_through
 Choose what stays               top_k_mask, project_top_k
 Choose by pattern               nm_mask, transposable_nm_mask, transposable_potentials,
                                 mask_count, keep_nm, keep_transposable_nm
+Make up for what is pruned      reconstruct
 Learn what stays (ProbMask)     init_probabilities, relaxed_bernoulli, project_probabilities,
                                 best_sampled_mask, vrpge_gradient
 Press towards sparsity          add_hoyer_square, add_group_hoyer_square, add_penalty
@@ -47,6 +48,7 @@ from jaxprune.probmask import (
 )
 from jaxprune.projections import projection_capped_simplex
 from jaxprune.pruning import keep_mask, project_top_k, straight_through
+from jaxprune.reconstruction import reconstruct
 from jaxprune.report import Layer, layers, table
 from jaxprune.sampling import bernoulli_mask, counter_bits, relaxed_bernoulli
 from jaxprune.schedules import annealed_temperature, cubic_density, cubic_sparsity
@@ -82,6 +84,7 @@ __all__ = [
     "project_top_k",
     "projection_capped_simplex",
     "prunable",
+    "reconstruct",
     "relaxed_bernoulli",
     "sparsity",
     "straight_through",

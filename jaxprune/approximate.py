@@ -1,10 +1,10 @@
 r"""Approximate transposable N:M masks: the rivals of the exact solver, with its interface.
 
 Both end alike. Entries are taken in the order of some priority while their row and their column
-have room. Rows and columns that are then short of entries are completed by swaps: for a short row i
-and a short column j the swap that costs least takes in (i, j') and (i', j) and leaves out (i', j').
-There always is one: where a short row doesn't have an entry of a column, the column is full, and the
-other way round.
+have room. Rows and columns that are then short of entries are completed by swaps: for a short row
+i and a short column j the swap that costs least takes in (i, j') and (i', j) and leaves out
+(i', j'). There always is one: where a short row lacks an entry of a column, that column is full,
+and the other way round.
 
 Tiles are arrays (m, m, ...) as in `transposable`.
 """

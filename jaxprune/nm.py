@@ -59,7 +59,8 @@ def keep_transposable_nm(
     2 `every`, ... from the updated parameters; in between it is kept.
 
     Args:
-      n: how many of a row or column of a tile to keep, 0 <= n <= m, or a schedule, as for `keep_nm`.
+      n: how many of a row or column of a tile to keep, 0 <= n <= m; or a schedule, as for
+        `keep_nm`.
       m: the side of a tile, 1 to 32.
       every: updates between two choices of the mask; the paper's 40 makes its cost vanish.
       where: which leaves can be pruned, as for `prunable`; by default those of two or more

@@ -285,7 +285,7 @@ def length(axis: str | int, path: str, shape: tuple[int, ...]) -> int:
 
 def check_pattern(n, m: int) -> None:
     """Raises a ValueError unless 0 <= n <= m <= 32 and m >= 1; an n that is an array passes."""
-    if not (1 <= m <= _LARGEST and (not isinstance(n, numbers.Integral) or 0 <= n <= m)):
+    if not (1 <= m <= _LARGEST and (not isinstance(n, numbers.Integral) or 0 <= int(n) <= m)):
         raise ValueError(
             f"N:M keeps 0 <= n <= m of m entries, 1 <= m <= {_LARGEST}; got n = {n}, m = {m}"
         )

@@ -149,7 +149,7 @@ def project(
 class StraightThroughState(NamedTuple):
     """`dense`: the weights behind the zeros; the states of the optimizer and the projection."""
 
-    dense: chex.ArrayTree
+    dense: optax.Params
     inner_state: optax.OptState
     projection_state: optax.OptState
 
