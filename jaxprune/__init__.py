@@ -5,8 +5,9 @@ How sparse is it?               sparsity, count, layers, table
 Zero what a mask prunes         apply_mask, keep_mask, straight_through
 Choose what stays               top_k_mask, project_top_k
 Choose by pattern               nm_mask, transposable_nm_mask, transposable_potentials,
-                                mask_count, keep_nm, keep_transposable_nm
+                                keep_nm, keep_transposable_nm, mask_count, smallest_n
 Make up for what is pruned      reconstruct
+Hand over to hardware           pack_24, unpack_24
 Learn what stays (ProbMask)     init_probabilities, relaxed_bernoulli, project_probabilities,
                                 best_sampled_mask, vrpge_gradient
 Press towards sparsity          add_hoyer_square, add_group_hoyer_square, add_penalty
@@ -16,6 +17,7 @@ Constrain and sample            projection_capped_simplex, bernoulli_mask, count
 Change it over time             cubic_sparsity, cubic_density, annealed_temperature
 """
 
+from jaxprune.counting import mask_count, smallest_n
 from jaxprune.groups import group_norms
 from jaxprune.hoyer import (
     add_group_hoyer_square,
@@ -26,7 +28,6 @@ from jaxprune.hoyer import (
 from jaxprune.masks import apply_mask, count, prunable, sparsity
 from jaxprune.nm import keep_nm, keep_transposable_nm
 from jaxprune.patterns import (
-    mask_count,
     nm_mask,
     transposable_nm_mask,
     transposable_potentials,
@@ -53,9 +54,11 @@ from jaxprune.report import Layer, layers, table
 from jaxprune.sampling import bernoulli_mask, counter_bits, relaxed_bernoulli
 from jaxprune.schedules import annealed_temperature, cubic_density, cubic_sparsity
 from jaxprune.selection import top_k_mask
+from jaxprune.semi_structured import Packed24, pack_24, unpack_24
 
 __all__ = [
     "Layer",
+    "Packed24",
     "add_group_hoyer_square",
     "add_hoyer_square",
     "add_penalty",
@@ -80,12 +83,14 @@ __all__ = [
     "layers",
     "mask_count",
     "nm_mask",
+    "pack_24",
     "project_probabilities",
     "project_top_k",
     "projection_capped_simplex",
     "prunable",
     "reconstruct",
     "relaxed_bernoulli",
+    "smallest_n",
     "sparsity",
     "straight_through",
     "table",
@@ -95,5 +100,6 @@ __all__ = [
     "transposable_nm_mask",
     "transposable_potentials",
     "trimming_point",
+    "unpack_24",
     "vrpge_gradient",
 ]

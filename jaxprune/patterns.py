@@ -9,7 +9,6 @@ Rows and columns that are left over when a side doesn't divide by m form groups 
 own, of which at most n (in each row and column) are kept.
 """
 
-import collections
 import functools
 import math
 import numbers
@@ -27,7 +26,6 @@ _SOLVERS = {
     "greedy": approximate.greedy,
     "entropic": approximate.entropic,
 }
-_DIGIT = 6  # bits of a number of columns, at most 32
 
 
 def nm_mask(
@@ -202,67 +200,6 @@ def transposable_potentials(
     rows = jax.tree.map(lambda _, pair: pair[0], scores, both)
     columns = jax.tree.map(lambda _, pair: pair[1], scores, both)
     return rows, columns
-
-
-def mask_count(n: int, m: int, pattern: str) -> int:
-    """The number of masks of an m-by-m tile that keep n m of its entries: the mask diversity.
-
-    Args:
-      n: how many are kept of m, 0 <= n <= m.
-      m: the side of the tile, 1 to 32 (for "transposable" above 16 it takes long).
-      pattern: "unstructured", "n:m" (along one side) or "transposable" (along both).
-
-    Returns:
-      The exact number; its logarithm to base 2 over m^2 is the diversity in bits a weight.
-
-    Raises:
-      ValueError: for n or m out of range, or an unknown pattern.
-
-    Source: the question is that of Hubara et al. (NeurIPS 2021), section 3, who estimate the last
-    as (m! (m-1)! ... (m-n+1)!), 144 for 2:4.
-
-    >>> import jaxprune as jp
-    >>> [jp.mask_count(2, 4, pattern) for pattern in ("unstructured", "n:m", "transposable")]
-    [12870, 1296, 90]
-    """
-    check_pattern(n, m)
-    if pattern == "unstructured":
-        return math.comb(m * m, n * m)
-    if pattern == "n:m":
-        return math.comb(m, n) ** m
-    if pattern != "transposable":
-        raise ValueError(f'patterns are "unstructured", "n:m" and "transposable", got {pattern!r}')
-    upper, lower = (_ways(rows, n, m) for rows in (m // 2, m - m // 2))
-    # Halves fit where the columns' sums add up to n; `upper` counts all orders of the columns, of
-    # which each fits in one order of `lower`.
-    total = 0
-    for columns, ways in upper.items():
-        counts = [columns >> _DIGIT * s & (1 << _DIGIT) - 1 for s in range(n + 1)]
-        fitting = sum(count << _DIGIT * (n - s) for s, count in enumerate(counts))
-        orders = math.factorial(m) // math.prod(map(math.factorial, counts))
-        total += ways * lower.get(fitting, 0) // orders
-    return total
-
-
-def _ways(rows: int, n: int, m: int) -> dict[int, int]:
-    """In how many ways rows with n of m entries leave c_s columns with sum s.
-
-    The keys are (c_0, ..., c_n) as digits of one integer, c_0 the lowest.
-    """
-    ways = {m: 1}
-    for _ in range(rows):
-        # A row takes entries from columns of sum 0, then 1, ...; those that it took move up by one.
-        partial = {(0, n, columns): number for columns, number in ways.items()}
-        for s in range(n + 1):
-            following = collections.defaultdict(int)
-            for (moved_up, left, columns), number in partial.items():
-                here = columns >> _DIGIT * s & (1 << _DIGIT) - 1
-                for k in range(min(left, here if s < n else 0) + 1):
-                    after = columns + (moved_up - k << _DIGIT * s)
-                    following[k, left - k, after] += number * math.comb(here, k)
-            partial = following
-        ways = {columns: number for (_, left, columns), number in partial.items() if left == 0}
-    return ways
 
 
 def _as_matrices(path: str, leaf: jax.Array) -> jax.Array:

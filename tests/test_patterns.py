@@ -1,7 +1,6 @@
 """N:M masks and transposable masks of trees, shapes and layouts of all kinds; certificates."""
 
 import itertools
-import math
 import re
 
 import hypothesis
@@ -217,35 +216,6 @@ def test_certificate_of_one_exchange_too_few():
     assert gap(scores, jnp.asarray(mask), 4, 8) > 1e-5
 
 
-# How many masks there are.
-
-
-@pytest.mark.parametrize("m", [1, 2, 3, 4])
-def test_mask_counts_by_trying_all(m):
-    for n in range(m + 1):
-        rows = [row for row in itertools.product([0, 1], repeat=m) if sum(row) == n]
-        grids = list(itertools.product(rows, repeat=m))
-        assert jp.mask_count(n, m, "n:m") == len(grids)
-        both = sum(all(sum(column) == n for column in zip(*grid, strict=True)) for grid in grids)
-        assert jp.mask_count(n, m, "transposable") == both
-
-
-@pytest.mark.parametrize(
-    ("n", "m", "count"),
-    [(1, 4, 24), (2, 4, 90), (2, 8, 187_530_840), (4, 8, 116_963_796_250)],
-)
-def test_known_mask_counts(n, m, count):
-    assert jp.mask_count(n, m, "transposable") == count
-    assert jp.mask_count(m - n, m, "transposable") == count
-
-
-def test_large_mask_counts():
-    assert f"{jp.mask_count(4, 16, 'transposable'):.3e}" == "6.893e+42"
-    assert f"{jp.mask_count(8, 16, 'transposable'):.4e}" == "3.4812e+55"
-    bits = [math.log2(jp.mask_count(4, 8, p)) / 64 for p in ("unstructured", "n:m", "transposable")]
-    assert bits == pytest.approx([0.948, 0.766, 0.575], abs=0.001)
-
-
 # Errors.
 
 ones = jnp.ones((4, 4))
@@ -270,10 +240,6 @@ def test_errors_name_leaf_and_remedy(function, case):
 
 
 def test_more_errors():
-    with pytest.raises(ValueError, match="got n = 5, m = 4"):
-        jp.mask_count(5, 4, "n:m")
-    with pytest.raises(ValueError, match='"n:m" and "transposable", got \'2:4\''):
-        jp.mask_count(2, 4, "2:4")
     with pytest.raises(ValueError, match=re.escape("must be different axes of leaf 'w'")):
         jp.nm_mask({"w": ones}, 2, 4, axis=2)
     with pytest.raises(ValueError, match="named inputs, outputs, heads, got 'rows'"):
