@@ -1,6 +1,7 @@
-"""The parts of experiments with N:M masks: one-shot pruning, training."""
+"""The parts of experiments with N:M masks: one-shot pruning, AdaPrune, training."""
 
 import dataclasses
+import time
 
 import jax
 import jax.numpy as jnp
@@ -46,9 +47,63 @@ class PrunePattern(Pattern):
     name: str = "prune"
     epochs: int = 0
 
-    def end(self, network: Network, density: float) -> Network:
+    def end(self, network: Network, density: float, room) -> Network:
         """The network with the mask of its largest weights."""
         return network._replace(mask=self.mask(network))
+
+
+@dataclasses.dataclass(frozen=True)
+class Reconstruct(Pattern):
+    """AdaPrune: one-shot pruning to N:M that the kept weights make up for, without labels."""
+
+    records: int = 1_000
+    batch: int = 250
+    method: str = "closed_form"
+    sequential: bool = True
+    damping: float = 0.01
+    name: str = "reconstruct"
+    epochs: int = 0
+
+    def end(self, network: Network, density: float, room) -> Network:
+        """The network with its mask and new weights and biases."""
+        start = time.perf_counter()
+        mask = self.mask(network)
+        weights = jp.reconstruct(
+            lambda weights, images: room.run(weights, network.rest, images, train=False),
+            network.weights,
+            _without_dense_leaves(mask),
+            room.calibration(self.records, self.batch),
+            sequential=self.sequential,
+            damping=self.damping,
+            method=self.method,
+        )
+        jax.block_until_ready(weights)
+        print(f"{self.name}: {time.perf_counter() - start:.1f} s with compilation", flush=True)
+        return network._replace(weights=weights, mask=mask)
+
+
+def _without_dense_leaves(mask: Tree) -> Tree:
+    return jax.tree.map(lambda keep: None if bool(jnp.all(keep)) else keep, mask)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recalibrate:
+    """Estimates BatchNorm's averages anew, for the weights as they are now. Trains nothing."""
+
+    records: int = 1_000
+    batch: int = 250
+    passes: int = 12
+    name: str = "recalibrate"
+    epochs: int = 0
+
+    def end(self, network: Network, density: float, room) -> Network:
+        """The network with another rest."""
+        see = jax.jit(lambda *args: room.run(*args, train=True)[1])
+        weights, rest = network.masked_weights(), network.rest
+        for _ in range(self.passes):
+            for images in room.calibration(self.records, self.batch):
+                rest = see(weights, rest, images)
+        return network._replace(rest=rest)
 
 
 @dataclasses.dataclass(frozen=True)

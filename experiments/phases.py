@@ -154,7 +154,7 @@ class PruneMagnitudes:
     name: str = "magnitude"
     epochs: int = 0
 
-    def end(self, network: Network, density: float) -> Network:
+    def end(self, network: Network, density: float, room) -> Network:
         """The network with the mask of its largest weights."""
         size = sum(leaf.size for leaf in jax.tree.leaves(network.mask))
         magnitudes = jax.tree.map(
@@ -188,7 +188,7 @@ class Threshold:
                 f"rule must be 'std', 'trimming_point' or 'absolute', got {self.rule!r}"
             )
 
-    def end(self, network: Network, density: float) -> Network:
+    def end(self, network: Network, density: float, room) -> Network:
         """The network with the mask of what reaches the threshold."""
         of_leaf = {
             "std": _root_mean_square if self.groups else jnp.std,

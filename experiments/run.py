@@ -107,7 +107,7 @@ def run(
                 experiment.steps_per_call,
             )
         else:
-            network = phase.end(network, experiment.density)
+            network = phase.end(network, experiment.density, room)
         if not outcome.exists():
             outcome.with_suffix(".txt").write_text(history(experiment, number))
             ocp.save(str(outcome), network)

@@ -78,6 +78,18 @@ class Room:
         """The fraction of held-out training records classified correctly."""
         return self._accuracy(weights, rest, *self.heldout)
 
+    def calibration(self, count: int, batch: int) -> list[jax.Array]:
+        """The first training images, normalised, in whole batches."""
+        images = self.train[0][:count]
+        images = data.normalize(images, self.dataset.mean, self.dataset.std)
+        return [images[end - batch : end] for end in range(batch, len(images) + 1, batch)]
+
+    def run(self, weights: Tree, rest: Tree, images, train: bool) -> tuple[jax.Array, Tree]:
+        """Logits, and the rest of the model after seeing the images."""
+        model = nnx.merge(self.graph, weights, rest, copy=True)
+        logits = model(images, train=train)
+        return logits, nnx.split(model, nnx.Param, ...)[2]
+
     def batch(self, records, indices: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Images, augmented and normalised, and labels, each device with its part."""
         images, labels = (
@@ -90,10 +102,8 @@ class Room:
 
     def loss(self, weights: Tree, rest: Tree, images, labels) -> tuple[jax.Array, Tree]:
         """Mean cross-entropy, and the rest of the model after seeing the images."""
-        model = nnx.merge(self.graph, weights, rest, copy=True)
-        logits = model(images, train=True)
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-        return loss, nnx.split(model, nnx.Param, ...)[2]
+        logits, rest = self.run(weights, rest, images, train=True)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), rest
 
     def _accuracy_of(self, weights, rest, images, labels):
         model = nnx.merge(self.graph, weights, rest, copy=True)

@@ -87,7 +87,7 @@ def test_errors():
         jp.pack_24(jnp.zeros((4, 16), jnp.int8))
     with pytest.raises(ValueError, match="more than two of four"):
         jp.pack_24(jnp.ones((4, 16)))
-    with pytest.raises(ValueError, match="rows that divide by 32 .* got 48 rows"):
+    with pytest.raises(ValueError, match=r"rows that divide by 32 .* got 48 rows"):
         jp.pack_24(jnp.zeros((48, 32)), layout="cutlass")
     with pytest.raises(ValueError, match="layout must be one of"):
         jp.pack_24(jnp.zeros((4, 16)), layout="blocked")

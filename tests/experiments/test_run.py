@@ -289,7 +289,7 @@ def test_a_penalty_thins_out_what_training_alone_does_not(one_device, tmp_path):
 )
 def test_threshold_prunes_what_is_small(threshold, expected):
     network = initial()
-    pruned = threshold.end(network, 0.1)
+    pruned = threshold.end(network, 0.1, None)
     for weight, keep in zip(*map(jax.tree.leaves, (network.weights, pruned.mask)), strict=True):
         np.testing.assert_array_equal(keep, expected(np.asarray(weight)))
 
