@@ -284,14 +284,16 @@ class CifarResNet(nnx.Module):
         return self.classifier(features.mean((1, 2)))
 
 
-class ResNet50(nnx.Module):
-    """The ImageNet ResNet v1.5, strides in the 3x3 convolutions: 25,502,912 weights.
+class ImageNetResNet(nnx.Module):
+    """The ImageNet ResNets v1.5, of which the classifier alone has a bias.
 
-    The classifier alone has a bias.
+    ResNet-18 of basic blocks has 11,678,912 weights, ResNet-50 of bottlenecks, with strides in
+    their 3x3 convolutions, 25,502,912.
     """
 
     def __init__(
         self,
+        depth: int,
         classes: int = 1000,
         image_shape: tuple[int, int, int] = (224, 224, 3),
         *,
@@ -300,11 +302,17 @@ class ResNet50(nnx.Module):
         self.stem = ConvNorm(image_shape[2], 64, 7, 2, rngs=rngs)
         self.blocks = nnx.List()
         inputs = 64
-        for inner, repeats, first_strides in ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2)):
-            for strides in (first_strides, *[1] * (repeats - 1)):
-                layers = ((inner, 1, 1), (inner, 3, strides), (4 * inner, 1, 1))
+        all_repeats = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}[depth]
+        for stage, repeats in enumerate(all_repeats):
+            width = 64 * 2**stage
+            for block in range(repeats):
+                strides = 2 if stage and not block else 1
+                if depth == 18:
+                    layers = ((width, 3, strides), (width, 3, 1))
+                else:
+                    layers = ((width, 1, 1), (width, 3, strides), (4 * width, 1, 1))
                 self.blocks.append(Residual(inputs, layers, rngs=rngs))
-                inputs = 4 * inner
+                inputs = layers[-1][0]
         self.classifier = _linear(inputs, classes, bias=True, rngs=rngs)
 
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
@@ -330,7 +338,8 @@ _MODELS = {
     "resnet32": functools.partial(CifarResNet, 32, 32),
     "resnet56": functools.partial(CifarResNet, 56, 16),
     "vgg19": VGG19,
-    "resnet50": ResNet50,
+    "resnet18": functools.partial(ImageNetResNet, 18),
+    "resnet50": functools.partial(ImageNetResNet, 50),
 }
 
 
@@ -345,7 +354,7 @@ def build(
 
     Args:
         name: 'lenet300100', 'lenet5', 'conv2', 'conv4', 'conv6', 'conv8', 'resnet20',
-            'resnet32' (of doubled widths), 'resnet56', 'vgg19' or 'resnet50'.
+            'resnet32' (of doubled widths), 'resnet56', 'vgg19', 'resnet18' or 'resnet50'.
         classes: number of logits.
         image_shape: shape of one image, such as (32, 32, 3).
         rngs: source of the initial weights.

@@ -126,6 +126,16 @@ def probmask_step_case(mesh, last_link=None):
     return step, (params, state, key, array(()), images, labels)
 
 
+def transposable_case(mesh):
+    """Kernels of a transformer, each device with its part."""
+
+    def scores(shape, *spec):
+        return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, jax.P(*spec)))
+
+    tree = [scores((1024, 4096), "data", "model"), scores((4096, 1024), ("data", "model"), None)]
+    return lambda scores: jp.transposable_nm_mask(scores, 4, 8), (tree,)
+
+
 def unprojected_step_case(mesh):
     return probmask_step_case(mesh, optax.identity())
 
@@ -204,6 +214,13 @@ def test_top_k_mask_moves_nothing_but_counts(tpu_devices, axis_type):
     assert {name for name, _ in compiled["collectives"]} == {"all-reduce"}
     assert max(size for _, size in compiled["collectives"]) <= 64
     assert compiled["temporary_bytes"] <= compiled["argument_bytes"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("axis_type", AXIS_TYPES)
+def test_transposable_masks_move_nothing_but_tiles_set_aside(tpu_devices, axis_type):
+    compiled = compile_for_tpu(transposable_case, axis_type)
+    assert max(size for _, size in compiled["collectives"]) <= 2**17  # of 8.4 million scores
 
 
 @pytest.mark.slow

@@ -331,13 +331,24 @@ def test_epoch_batches_refuse_a_batch_that_does_not_fit(batch):
 # ---- a whole experiment on records as TFDS lays them out ---------------------------------------
 
 
+IMAGENET_CONFIGS = [
+    ("imagenet_resnet50_hoyer", ("dense", "regularize", "fine-tune"), 25_502_912),
+    ("imagenet_resnet50_nm", ("train",), 25_502_912),
+    ("imagenet_resnet18_nm", ("train",), 11_678_912),
+]
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("relaxed_promotion", "one_device")
-def test_imagenet_config_runs_on_a_small_folder(prepared, tmp_path):
-    phases = ("dense", "regularize", "fine-tune")
-    flags = ["--epochs=1,1,1", "--evaluations=1", f"--out={tmp_path / 'out'}"]
+@pytest.mark.parametrize(("name", "phases", "weights"), IMAGENET_CONFIGS)
+def test_imagenet_configs_run_on_a_small_folder(name, phases, weights, prepared, tmp_path):
+    flags = [
+        "--evaluations=1",
+        f"--out={tmp_path / 'out'}",
+        f"--epochs={','.join('1' for _ in phases)}",
+    ]
     flags += [f"--set={phase}.batch=2" for phase in phases]
-    config = Path(__file__).parents[2] / "experiments/configs/imagenet_resnet50_hoyer.py"
+    config = Path(__file__).parents[2] / f"experiments/configs/{name}.py"
     result = run.main([str(config), f"--data_dir={prepared}", *flags])
-    assert result["weights"] == 25_502_912
+    assert result["weights"] == weights
     assert 0 < result["kept"] < result["weights"]

@@ -31,6 +31,7 @@ SIZES = [
     ("resnet32", 100, CIFAR, {}, 1_867_104, 1_872_032),
     ("vgg19", 10, CIFAR, {}, 20_024_000, 20_035_008),
     ("vgg19", 100, CIFAR, {}, 20_070_080, 20_081_088),
+    ("resnet18", 1000, IMAGENET, {}, 11_678_912, 11_689_512),
     ("resnet50", 1000, IMAGENET, {}, 25_502_912, 25_557_032),
 ]
 
@@ -73,6 +74,7 @@ def test_parameter_counts_are_those_of_the_papers(
         ("resnet32", CIFAR),
         ("vgg19", CIFAR),
         ("vgg19", (64, 33, 3)),
+        ("resnet18", (64, 64, 3)),
         ("resnet50", (64, 64, 3)),
     ],
 )
