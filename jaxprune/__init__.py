@@ -2,12 +2,12 @@
 
 Which weights can be pruned?    prunable
 How sparse is it?               sparsity, count, layers, table
-Zero what a mask prunes         apply_mask, keep_mask, straight_through
+Zero what a mask prunes         apply_mask, keep_mask
+Keep pruned weights alive       straight_through
 Choose what stays               top_k_mask, project_top_k
 Choose by pattern               nm_mask, transposable_nm_mask, transposable_potentials,
                                 keep_nm, keep_transposable_nm, mask_count, smallest_n
 Make up for what is pruned      reconstruct
-Hand over to hardware           pack_24, unpack_24
 Learn what stays (ProbMask)     init_probabilities, relaxed_bernoulli, project_probabilities,
                                 best_sampled_mask, vrpge_gradient
 Press towards sparsity          add_hoyer_square, add_group_hoyer_square, add_penalty
@@ -15,6 +15,7 @@ Press towards sparsity          add_hoyer_square, add_group_hoyer_square, add_pe
                                 group_lasso, threshold_mask, trimming_point, group_norms
 Constrain and sample            projection_capped_simplex, bernoulli_mask, counter_bits
 Change it over time             cubic_sparsity, cubic_density, annealed_temperature
+Hand over to hardware           pack_24, unpack_24
 """
 
 from jaxprune.counting import mask_count, smallest_n

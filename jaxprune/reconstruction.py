@@ -29,13 +29,14 @@ _KERNEL = re.compile(r"(kernel|weight)(?=(/value)?$)")
 
 
 class _Moments(NamedTuple):
-    """Sums over rows x of the sparse and d of the dense network: x x^T, x d^T, x, d, 1."""
+    """Of rows x of the sparse and d of the dense network: their number, their means, and sums of
+    x x^T and x d^T about the means."""
 
-    gram: jax.Array
-    cross: jax.Array
+    count: jax.Array
     sparse: jax.Array
     dense: jax.Array
-    count: jax.Array
+    gram: jax.Array
+    cross: jax.Array
 
 
 def reconstruct(
@@ -107,8 +108,8 @@ def reconstruct(
         if not all(bool(jnp.all(jnp.isfinite(sums))) for sums in moments):
             raise ValueError(f"the inputs of leaf '{names[product.leaf]}' aren't all finite")
         bias = _bias_of(product, names, dense)
-        if bias is not None:
-            moments = _centred(moments)
+        if bias is None:
+            moments = _about_zero(moments)
         before = dense[product.leaf].astype(jnp.float32)
         kernel, keep = (capture.as_matrix(x, product) for x in (before, keeps[product.leaf]))
         new = _METHODS[method](moments, kernel, keep, damping)
@@ -121,8 +122,8 @@ def reconstruct(
         if bias is not None:
             matmul = functools.partial(jnp.matmul, precision=_HIGHEST)
             shift = matmul(moments.dense, kernel) - matmul(moments.sparse, new)
-            shift = (shift / moments.count).reshape(dense[bias].shape)
-            sparse[bias] = (dense[bias].astype(shift.dtype) + shift).astype(dense[bias].dtype)
+            shifted = dense[bias].astype(jnp.float32) + shift.reshape(dense[bias].shape)
+            sparse[bias] = shifted.astype(dense[bias].dtype)
     return structure.unflatten(sparse)
 
 
@@ -144,7 +145,7 @@ def _products_in_order(apply, leaves, batch, names, keeps):
 
 
 def _moments(apply, leaf, dense, sparse, batches) -> _Moments:
-    """Sums over all batches."""
+    """Of all batches."""
 
     @jax.jit
     def of_batch(dense, sparse, batch):
@@ -153,19 +154,35 @@ def _moments(apply, leaf, dense, sparse, batches) -> _Moments:
             return jnp.concatenate(own).astype(jnp.float32)
 
         x, d = rows(sparse), rows(dense)
-        gram, cross = (jnp.matmul(x.T, y, precision=_HIGHEST) for y in (x, d))
-        return _Moments(gram, cross, jnp.sum(x, 0), jnp.sum(d, 0), jnp.float32(len(x)))
+        means = jnp.mean(x, 0), jnp.mean(d, 0)
+        x, d = x - means[0][None], d - means[1][None]
+        products = (jnp.matmul(x.T, y, precision=_HIGHEST) for y in (x, d))
+        return _Moments(jnp.float32(len(x)), *means, *products)
 
-    of_batches = (of_batch(dense, sparse, batch) for batch in batches)
-    return functools.reduce(functools.partial(jax.tree.map, jnp.add), of_batches)
+    return functools.reduce(_together, (of_batch(dense, sparse, batch) for batch in batches))
 
 
-def _centred(moments: _Moments) -> _Moments:
-    """With products about the means: what is left to a kernel whose bias is free."""
-    mean = moments.sparse / moments.count
+@jax.jit
+def _together(a: _Moments, b: _Moments) -> _Moments:
+    """Of the rows of both, without the rounding of sums of squares (Chan et al. 1979)."""
+    count = a.count + b.count
+    sparse, dense = b.sparse - a.sparse, b.dense - a.dense
+    weight = a.count * b.count / count
+    return _Moments(
+        count,
+        a.sparse + sparse * (b.count / count),
+        a.dense + dense * (b.count / count),
+        a.gram + b.gram + weight * jnp.outer(sparse, sparse),
+        a.cross + b.cross + weight * jnp.outer(sparse, dense),
+    )
+
+
+def _about_zero(moments: _Moments) -> _Moments:
+    """With sums about zero: what a kernel without a bias has to give."""
+    rows = moments.count * moments.sparse
     return moments._replace(
-        gram=moments.gram - jnp.outer(mean, moments.sparse),
-        cross=moments.cross - jnp.outer(mean, moments.dense),
+        gram=moments.gram + jnp.outer(rows, moments.sparse),
+        cross=moments.cross + jnp.outer(rows, moments.dense),
     )
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import jaxprune as jp
@@ -15,7 +16,7 @@ README = Path(__file__).parent.parent / "README.md"
 @pytest.mark.usefixtures("relaxed_promotion")
 def test_code_runs():
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
-    links, nnx_loop, linen_loss, hoyer = blocks
+    links, nnx_loop, linen_loss, hoyer, nm = blocks
     params = {"kernel": jnp.ones((4, 5))}
     names = {"mask": jp.prunable(params)}
     exec(links, names)
@@ -32,3 +33,8 @@ def test_code_runs():
     exec(hoyer.replace("1_000)", "3)").replace("200)", "3)"), names)
     assert 0 < jp.count(names["mask"]) < 22_200
     assert jp.sparsity(names["weights"]) == 1 - jp.count(names["mask"]) / 22_200
+
+    exec(nm.replace("range(100)", "range(3)"), names)
+    assert jp.sparsity(names["sparse"]) == 0.5
+    np.testing.assert_array_equal(jp.unpack_24(names["forward"]), names["kernel"].T)
+    np.testing.assert_array_equal(jp.unpack_24(names["backward"]), names["kernel"])
