@@ -29,8 +29,7 @@ _KERNEL = re.compile(r"(kernel|weight)(?=(/value)?$)")
 
 
 class _Moments(NamedTuple):
-    """Of rows x of the sparse and d of the dense network: their number, their means, and sums of
-    x x^T and x d^T about the means."""
+    """Of rows x and d of the sparse and dense network: count, means, sums of x x^T and x d^T."""
 
     count: jax.Array
     sparse: jax.Array

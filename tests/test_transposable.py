@@ -1,5 +1,6 @@
 """The exact transposable solver against linear programs, other solvers and its own certificates."""
 
+import functools
 import itertools
 
 import hypothesis
@@ -8,9 +9,11 @@ import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import scipy.optimize
 import scipy.sparse
+import sklearn.datasets
 
 from jaxprune import transposable
 
@@ -35,6 +38,34 @@ def linear_program(tiles, n):
     return (result.x.reshape(tiles.shape) * tiles).sum((1, 2))
 
 
+@functools.cache
+def trained_kernel():
+    """The middle kernel of an MLP trained on scikit-learn's digits, 512 x 512."""
+    images, labels = sklearn.datasets.load_digits(return_X_y=True)
+    sizes = [64, 512, 512, 10]
+    keys = jax.random.split(jax.random.key(0), 3)
+    init = jax.nn.initializers.he_normal()
+    weights = [init(key, shape) for key, shape in zip(keys, itertools.pairwise(sizes), strict=True)]
+
+    def loss(weights):
+        hidden = jnp.asarray(images / 16, jnp.float32)
+        for kernel in weights[:-1]:
+            hidden = jax.nn.relu(hidden @ kernel)
+        logits = hidden @ weights[-1]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    tx = optax.sgd(0.1, momentum=0.9)
+
+    def step(state, _):
+        weights, opt_state = state
+        updates, opt_state = tx.update(jax.grad(loss)(weights), opt_state)
+        return (optax.apply_updates(weights, updates), opt_state), loss(weights)
+
+    (weights, _), losses = jax.lax.scan(step, (weights, tx.init(weights)), length=60)
+    assert losses[-1] < 0.2
+    return np.abs(weights[1])
+
+
 def tiles_of(kind, count, m, seed=0):
     random = np.random.default_rng([seed, m])
     normal = random.standard_normal((count, m, m)).astype(np.float32)
@@ -55,13 +86,18 @@ def tiles_of(kind, count, m, seed=0):
             return np.full((count, m, m), 0.3, np.float32)
         case "mostly zero":
             return np.abs(normal) * (random.random((count, m, m)) < 0.4)
+        case "trained":
+            kernel = trained_kernel()
+            side = len(kernel) // m
+            kernel = kernel[: side * m, : side * m].reshape(side, m, side, m)
+            return kernel.swapaxes(1, 2).reshape(-1, m, m)[:count]
         case "bfloat16":
             return np.abs(normal).astype(jnp.bfloat16).astype(np.float32)
 
 
 KINDS = [
     "Gaussian", "signed", "heavy-tailed", "five values", "two values", "rank one", "constant",
-    "mostly zero", "bfloat16",
+    "mostly zero", "bfloat16", "trained",
 ]  # fmt: skip
 
 
