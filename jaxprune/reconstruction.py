@@ -103,26 +103,16 @@ def reconstruct(
     of_leaves = lambda leaves, batch: apply(structure.unflatten(leaves), batch)
 
     for product in _products_in_order(of_leaves, dense, batches[0], names, keeps):
-        moments = _moments(of_leaves, product.leaf, dense, sparse if sequential else dense, batches)
-        if not all(bool(jnp.all(jnp.isfinite(sums))) for sums in moments):
-            raise ValueError(f"the inputs of leaf '{names[product.leaf]}' aren't all finite")
-        bias = _bias_of(product, names, dense)
-        if bias is None:
-            moments = _about_zero(moments)
-        before = dense[product.leaf].astype(jnp.float32)
-        kernel, keep = (capture.as_matrix(x, product) for x in (before, keeps[product.leaf]))
-        new = _METHODS[method](moments, kernel, keep, damping)
-        if not bool(jnp.all(jnp.isfinite(new))):
-            raise ValueError(
-                f"the normal equations of leaf '{names[product.leaf]}' are singular: it takes more "
-                f"data or damping than {damping}"
-            )
-        sparse[product.leaf] = capture.from_matrix(new, dense[product.leaf], product)
+        leaf, bias = product.leaf, _bias_of(product, names, dense)
+        moments = _moments(of_leaves, leaf, dense, sparse if sequential else dense, batches)
+        before = dense[leaf].astype(jnp.float32)
+        kernel, keep = (capture.as_matrix(x, product) for x in (before, keeps[leaf]))
+        free = moments if bias is not None else _about_zero(moments)
+        new = _METHODS[method](free, kernel, keep, damping)
+        _check_finite(names[leaf], moments, new, damping)
+        sparse[leaf] = capture.from_matrix(new, dense[leaf], product)
         if bias is not None:
-            matmul = functools.partial(jnp.matmul, precision=_HIGHEST)
-            shift = matmul(moments.dense, kernel) - matmul(moments.sparse, new)
-            shifted = dense[bias].astype(jnp.float32) + shift.reshape(dense[bias].shape)
-            sparse[bias] = shifted.astype(dense[bias].dtype)
+            sparse[bias] = _shifted(dense[bias], moments, kernel, new)
     return structure.unflatten(sparse)
 
 
@@ -193,6 +183,24 @@ def _bias_of(product, names, leaves) -> int | None:
     outputs = math.prod(leaves[product.leaf].shape[axis] for axis in product.outputs)
     bias = names.index(name)
     return bias if leaves[bias].size == outputs else None
+
+
+def _shifted(bias, moments: _Moments, before, after):
+    """The bias that keeps the mean of each output."""
+    matmul = functools.partial(jnp.matmul, precision=_HIGHEST)
+    shift = matmul(moments.dense, before) - matmul(moments.sparse, after)
+    return (bias.astype(jnp.float32) + shift.reshape(bias.shape)).astype(bias.dtype)
+
+
+def _check_finite(name: str, moments: _Moments, new, damping) -> None:
+    finite = lambda x: bool(jnp.all(jnp.isfinite(x)))
+    if not all(map(finite, moments)):
+        raise ValueError(f"the inputs of leaf '{name}' aren't all finite")
+    if not finite(new):
+        raise ValueError(
+            f"the normal equations of leaf '{name}' are singular: it takes more data or damping "
+            f"than {damping}"
+        )
 
 
 # The least squares of one layer.

@@ -87,6 +87,27 @@ def test_in_one_chain_with_hoyer_square_and_a_global_budget(relaxed):
     assert kept.sum() <= 64 * 32 // 4
 
 
+def test_beside_the_probabilities_of_probmask(relaxed):
+    weights = {"kernel": normal(64, 32)}
+    params = {"weights": weights, "probs": jp.init_probabilities(weights, value=0.5)}
+    hoyer = jp.add_hoyer_square(1e-3)
+    links = {
+        "weights": jp.straight_through(
+            optax.chain(hoyer, optax.sgd(0.1)), jp.keep_transposable_nm(2, 4)
+        ),
+        "probs": optax.chain(relaxed(optax.adam(6e-3)), jp.project_probabilities(0.3)),
+    }
+    tx = optax.partition(links, {"weights": "weights", "probs": "probs"})
+    params, _ = steps_of(tx, params, 3)[-1]
+    kept = params["weights"]["kernel"] != 0
+    assert (kept.reshape(16, 4, 32).sum(1) == 2).all()
+    assert (kept.reshape(64, 8, 4).sum(2) == 2).all()
+    assert params["probs"]["kernel"].mean() == pytest.approx(0.3, rel=1e-5)
+    # The pattern can also be chosen by the probabilities, at the end.
+    mask = jp.transposable_nm_mask(params["probs"], 2, 4)["kernel"]
+    assert params["probs"]["kernel"][mask].mean() > params["probs"]["kernel"].mean()
+
+
 def test_the_number_kept_follows_a_schedule():
     schedule = lambda step: jnp.maximum(4 - step, 1)  # 4:4, 3:4, 2:4, 1:4
     for factory in (jp.keep_nm, jp.keep_transposable_nm):
