@@ -10,6 +10,9 @@ Choose by pattern               nm_mask, transposable_nm_mask, transposable_pote
 Make up for what is pruned      reconstruct
 Learn what stays (ProbMask)     init_probabilities, relaxed_bernoulli, project_probabilities,
                                 best_sampled_mask, vrpge_gradient
+Find it in random weights       gumbel_mask, surrogate_gradient, signed_constant, rescale,
+                                inverse_density, project_logits
+Learn an N:M pattern            init_pattern_logits, gumbel_pattern_mask, pattern_mask
 Press towards sparsity          add_hoyer_square, add_group_hoyer_square, add_penalty
 (DeepHoyer), then threshold     hoyer_square, group_hoyer_square, hoyer_ratio, l1, transformed_l1,
                                 group_lasso, threshold_mask, trimming_point, group_norms
@@ -18,8 +21,10 @@ Change it over time             cubic_sparsity, cubic_density, annealed_temperat
 Hand over to hardware           pack_24, unpack_24
 """
 
+from jaxprune.choices import gumbel_pattern_mask, init_pattern_logits, pattern_mask
 from jaxprune.counting import mask_count, smallest_n
 from jaxprune.groups import group_norms
+from jaxprune.gumbel import inverse_density, project_logits, rescale, signed_constant
 from jaxprune.hoyer import (
     add_group_hoyer_square,
     add_hoyer_square,
@@ -52,7 +57,13 @@ from jaxprune.projections import projection_capped_simplex
 from jaxprune.pruning import keep_mask, project_top_k, straight_through
 from jaxprune.reconstruction import reconstruct
 from jaxprune.report import Layer, layers, table
-from jaxprune.sampling import bernoulli_mask, counter_bits, relaxed_bernoulli
+from jaxprune.sampling import (
+    bernoulli_mask,
+    counter_bits,
+    gumbel_mask,
+    relaxed_bernoulli,
+    surrogate_gradient,
+)
 from jaxprune.schedules import annealed_temperature, cubic_density, cubic_sparsity
 from jaxprune.selection import top_k_mask
 from jaxprune.semi_structured import Packed24, pack_24, unpack_24
@@ -74,9 +85,13 @@ __all__ = [
     "group_hoyer_square",
     "group_lasso",
     "group_norms",
+    "gumbel_mask",
+    "gumbel_pattern_mask",
     "hoyer_ratio",
     "hoyer_square",
+    "init_pattern_logits",
     "init_probabilities",
+    "inverse_density",
     "keep_mask",
     "keep_nm",
     "keep_transposable_nm",
@@ -85,15 +100,20 @@ __all__ = [
     "mask_count",
     "nm_mask",
     "pack_24",
+    "pattern_mask",
+    "project_logits",
     "project_probabilities",
     "project_top_k",
     "projection_capped_simplex",
     "prunable",
     "reconstruct",
     "relaxed_bernoulli",
+    "rescale",
+    "signed_constant",
     "smallest_n",
     "sparsity",
     "straight_through",
+    "surrogate_gradient",
     "table",
     "threshold_mask",
     "top_k_mask",

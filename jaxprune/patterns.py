@@ -117,7 +117,7 @@ def _transposable_tree(scores, solve, n, m):
     solve = functools.partial(solve, n=n)
     paths_and_leaves, structure = jax.tree_util.tree_flatten_with_path(scores)
     leaves = [leaf for _, leaf in paths_and_leaves]
-    matrices = [_as_matrices(masks.path_name(path), leaf) for path, leaf in paths_and_leaves]
+    matrices = [as_matrices(masks.path_name(path), leaf) for path, leaf in paths_and_leaves]
     kept = [jnp.zeros(matrix.shape, bool) for matrix in matrices]
 
     # Leaves of one shape are solved together, which compiles once and moves nothing on a mesh.
@@ -125,11 +125,11 @@ def _transposable_tree(scores, solve, n, m):
     for i, matrix in enumerate(matrices):
         alike.setdefault((matrix.shape, matrix.dtype), []).append(i)
     for members in alike.values():
-        tiles = jnp.stack([_whole_tiles(matrices[i], m) for i in members], axis=2)
+        tiles = jnp.stack([whole_tiles(matrices[i], m) for i in members], axis=2)
         if tiles.size:
             mask = solve(tiles)
             for place, i in enumerate(members):
-                kept[i] = _place_tiles(kept[i], mask[:, :, place])
+                kept[i] = place_tiles(kept[i], mask[:, :, place])
 
     edges = [_edge_tiles(matrix, m) for matrix in matrices]
     if any(edge.size for edge in edges):
@@ -181,14 +181,14 @@ def transposable_potentials(
 
     def of_leaf(path, leaf, kept):
         name = masks.path_name(path)
-        matrices = _as_matrices(name, leaf)
+        matrices = as_matrices(name, leaf)
         inputs, outputs = matrices.shape[1:]
         if inputs % m or outputs % m:
             raise ValueError(
                 f"tiles of side {m} must fill the matrices, but leaf '{name}' has {inputs} inputs "
                 f"and {outputs} outputs"
             )
-        tiles = _whole_tiles(matrices, m), _whole_tiles(_as_matrices(name, kept), m)
+        tiles = whole_tiles(matrices, m), whole_tiles(as_matrices(name, kept), m)
         rows, columns = transposable.potentials(*tiles)  # (m, matrices, inputs // m, outputs // m)
         batch = leaf.shape[: groups.side("inputs", name, leaf.shape)[0]]
         return (
@@ -202,7 +202,7 @@ def transposable_potentials(
     return rows, columns
 
 
-def _as_matrices(path: str, leaf: jax.Array) -> jax.Array:
+def as_matrices(path: str, leaf: jax.Array) -> jax.Array:
     """The leaf as (matrices, inputs, outputs)."""
     inputs, outputs = (groups.side(name, path, leaf.shape) for name in ("inputs", "outputs"))
     sizes = [math.prod(leaf.shape[axis] for axis in side) for side in (inputs, outputs)]
@@ -260,7 +260,7 @@ def _nm(x: jax.Array, n, m: int) -> jax.Array:
 # Tiles: (m, m, ...), the batch last, as `transposable` wants them.
 
 
-def _whole_tiles(matrices: jax.Array, m: int) -> jax.Array:
+def whole_tiles(matrices: jax.Array, m: int) -> jax.Array:
     """(m, m, matrices, inputs // m, outputs // m)."""
     count, inputs, outputs = matrices.shape
     rows, columns = inputs // m, outputs // m
@@ -268,7 +268,7 @@ def _whole_tiles(matrices: jax.Array, m: int) -> jax.Array:
     return whole.transpose(2, 4, 0, 1, 3)
 
 
-def _place_tiles(matrices: jax.Array, tiles: jax.Array) -> jax.Array:
+def place_tiles(matrices: jax.Array, tiles: jax.Array) -> jax.Array:
     """Puts them back."""
     m, _, count, rows, columns = tiles.shape
     whole = tiles.transpose(2, 3, 0, 4, 1).reshape(count, rows * m, columns * m)
@@ -290,7 +290,7 @@ def _edge_tiles(matrices: jax.Array, m: int) -> jax.Array:
         edge = jnp.where(jnp.isnan(edge), -jnp.inf, edge)
         missing = [(0, -size % m) for size in edge.shape[1:]]
         padded = jnp.pad(edge, [(0, 0), *missing], constant_values=jnp.nan)
-        tiles.append(_whole_tiles(padded, m).reshape(m, m, -1))
+        tiles.append(whole_tiles(padded, m).reshape(m, m, -1))
     return jnp.concatenate(tiles, axis=2)
 
 
@@ -303,7 +303,7 @@ def _place_edges(matrices: jax.Array, tiles: jax.Array, m: int) -> jax.Array:
         shape = (count, -(-height // m), -(-width // m))
         own, tiles = jnp.split(tiles, [math.prod(shape)], axis=2)
         padded = jnp.zeros((count, shape[1] * m, shape[2] * m), bool)
-        whole = _place_tiles(padded, own.reshape(m, m, *shape))[:, :height, :width]
+        whole = place_tiles(padded, own.reshape(m, m, *shape))[:, :height, :width]
         matrices = jax.lax.dynamic_update_slice(matrices, whole, (0, *at))
     return matrices
 

@@ -55,16 +55,90 @@ def relaxed_bernoulli(
     """
 
     def soft(key, prob):
-        # The middles of 2**23 equal intervals: never 0 or 1.
-        bits = _bits_like(prob, key, random_bits)
-        uniform = ((bits >> 9).astype(jnp.float32) + 0.5) * 2.0**-23
+        uniform = open_uniform(prob, key, random_bits)
         prob = prob.astype(jnp.float32)
         keep = jnp.log((prob + _EPSILON) * uniform)
         # XLA would fold 1 - s + e to 1 - s; in float32 the maximum is the same number.
         drop = jnp.log(jnp.maximum(1.0 - prob, _EPSILON) * (1.0 - uniform))
         return jax.nn.sigmoid((keep - drop) / temperature)
 
-    return _map_with_keys(soft, key, probs)
+    return map_with_keys(soft, key, probs)
+
+
+def gumbel_mask(
+    key: chex.PRNGKey,
+    logits: chex.ArrayTree,
+    temperature: jax.typing.ArrayLike = 1.0,
+    *,
+    random_bits: RandomBits = jax.random.bits,
+) -> chex.ArrayTree:
+    r"""Samples hard masks with the gradient of the relaxed sample (Gumbel-softmax of two classes).
+
+    .. math::
+      m = [a + l > 0], \quad \frac{\partial m}{\partial a} := \frac{y (1 - y)}{\tau}, \quad
+      y = \sigma\big((a + l) / \tau\big), \quad l \sim \mathrm{Logistic}(0, 1)
+
+    A weight is kept with probability sigma(a), at any temperature. The logit a is any real number:
+    nothing needs to be projected.
+
+    Args:
+      key: one `jax.random.key`.
+      logits: tree of floating-point arrays and `None`.
+      temperature: positive; a Python number, or a scalar that may be traced.
+      random_bits: as for `relaxed_bernoulli`.
+
+    Returns:
+      A tree like `logits` of float32 arrays, exactly 0 or 1.
+
+    Raises:
+      ValueError: for a tree without leaves, or one that isn't floating-point.
+
+    Source: Dupont et al., "Extracting effective subnetworks with Gumbel-softmax" (ICIP 2022),
+    section 3; Jang et al. (ICLR 2017) for the straight-through estimator.
+
+    >>> import jax, jax.numpy as jnp
+    >>> import jaxprune as jp
+    >>> jp.gumbel_mask(jax.random.key(0), {"w": jnp.array([-30.0, 30.0])})
+    {'w': Array([0., 1.], dtype=float32)}
+    """
+
+    def sample(key, logit):
+        uniform = open_uniform(logit, key, random_bits)
+        noisy = logit.astype(jnp.float32) + jnp.log(uniform) - jnp.log1p(-uniform)
+        return surrogate_gradient(noisy > 0, jax.nn.sigmoid(noisy / temperature))
+
+    return map_with_keys(sample, key, logits)
+
+
+def surrogate_gradient(mask: chex.ArrayTree, soft: chex.ArrayTree) -> chex.ArrayTree:
+    """The values of a hard mask with the gradient of a soft one: a straight-through estimator.
+
+    Args:
+      mask: tree of booleans and `None`.
+      soft: tree like it of floating-point arrays, from which the gradient comes. With
+        `mask = bernoulli_mask(key, probs)` and `soft = probs` this is the estimator of supermasks,
+        with `mask = top_k_mask(scores, k)` and `soft = scores` that of edge-popup.
+
+    Returns:
+      A tree like `soft`, exactly 0 or 1.
+
+    Sources: Zhou et al., "Deconstructing lottery tickets" (NeurIPS 2019), for supermasks;
+    Ramanujan et al., "What's hidden in a randomly weighted neural network?" (CVPR 2020), for
+    edge-popup.
+
+    >>> import jax, jax.numpy as jnp
+    >>> import jaxprune as jp
+    >>> scores = jnp.array([0.1, 0.9])
+    >>> kept = lambda s: jp.surrogate_gradient(jp.top_k_mask(s, 1), s)
+    >>> kept(scores), jax.grad(lambda s: jnp.sum(kept(s) * jnp.array([2.0, 3.0])))(scores)
+    (Array([0., 1.], dtype=float32), Array([2., 3.], dtype=float32))
+    """
+
+    def one(keep, soft):
+        # In this order the sum is exactly 0 or 1.
+        return keep.astype(soft.dtype) + (soft - jax.lax.stop_gradient(soft))
+
+    return jax.tree.map(one, mask, soft)
 
 
 def bernoulli_mask(
@@ -93,16 +167,25 @@ def bernoulli_mask(
         uniform = (_bits_like(prob, key, random_bits) >> 8).astype(jnp.float32) * 2.0**-24
         return uniform < prob.astype(jnp.float32)
 
-    return _map_with_keys(hard, key, probs)
+    return map_with_keys(hard, key, probs)
 
 
-def _map_with_keys(sample, key, probs):
+def map_with_keys(sample, key: chex.PRNGKey, probs: chex.ArrayTree) -> chex.ArrayTree:
+    """`sample(key, leaf)` of each leaf, with keys of their own."""
     leaves, structure = jax.tree.flatten(probs)
     if not leaves or not all(masks.is_floating(leaf) for leaf in leaves):
         dtypes = [str(leaf.dtype) for leaf in leaves]
-        raise ValueError(f"probabilities must be floating-point arrays, got leaves of {dtypes}")
+        raise ValueError(
+            f"probabilities must be floating-point arrays, and logits too; got leaves of {dtypes}"
+        )
     keys = jax.random.split(key, len(leaves))
     return structure.unflatten(map(sample, keys, leaves))
+
+
+def open_uniform(like: jax.Array, key: chex.PRNGKey, random_bits: RandomBits) -> jax.Array:
+    """The middles of 2**23 equal intervals of [0, 1]: never 0 or 1."""
+    bits = _bits_like(like, key, random_bits)
+    return ((bits >> 9).astype(jnp.float32) + 0.5) * 2.0**-23
 
 
 def _bits_like(prob: jax.Array, key: chex.PRNGKey, random_bits: RandomBits) -> jax.Array:

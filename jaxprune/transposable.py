@@ -130,14 +130,14 @@ def _best_of_all(grid: jax.Array, n: int) -> jax.Array:
     row_sums = [
         {
             row: functools.reduce(jnp.add, [grid[i, j] for j in range(m) if row >> j & 1])
-            for row in _rows(n, m)
+            for row in rows_with(n, m)
         }
         for i in range(m)
     ]
     sums: dict[tuple[int, ...], jax.Array] = {(): jnp.int32(0)}
     best = jnp.full(grid.shape[2:], jnp.iinfo(jnp.int32).min)
     code = jnp.zeros(grid.shape[2:], jnp.int32)
-    for rows in _all_masks(n, m):
+    for rows in all_masks(n, m):
         for end in range(1, m + 1):
             if rows[:end] not in sums:
                 sums[rows[:end]] = sums[rows[: end - 1]] + row_sums[end - 1][rows[end - 1]]
@@ -149,16 +149,16 @@ def _best_of_all(grid: jax.Array, n: int) -> jax.Array:
     return (code[None, None] >> places) & 1 == 1
 
 
-def _rows(n: int, m: int) -> list[int]:
+def rows_with(n: int, m: int) -> list[int]:
     """All rows with n entries as bits."""
     return [sum(1 << j for j in kept) for kept in itertools.combinations(range(m), n)]
 
 
-def _all_masks(n: int, m: int) -> list[tuple[int, ...]]:
+def all_masks(n: int, m: int) -> list[tuple[int, ...]]:
     """All masks of a tile, each a tuple of its rows."""
     columns = [sum(1 << (i * m + j) for i in range(m)) for j in range(m)]
     masks = []
-    for rows in itertools.product(_rows(n, m), repeat=m):
+    for rows in itertools.product(rows_with(n, m), repeat=m):
         bits = sum(row << (m * i) for i, row in enumerate(rows))
         if all((bits & column).bit_count() == n for column in columns):
             masks.append(rows)
