@@ -1,0 +1,25 @@
+"""Learned N:M patterns on MNIST: a trained LeNet-5 is frozen, and a pattern chosen for each group.
+
+    python -m experiments.run experiments/configs/mnist_lenet5_learned_patterns.py --data_dir=...
+
+The masks of the largest magnitudes to compare with: mnist_lenet5_magnitude_patterns.py.
+"""
+
+from experiments.extraction import LearnPattern
+from experiments.phases import Dense
+from experiments.run import Experiment
+
+experiment = Experiment(
+    model="lenet5",
+    dataset="mnist",
+    limit=20_000,
+    phases=(
+        Dense(epochs=6, batch=128, learning_rate=0.01),
+        LearnPattern(epochs=6, where="fc1/kernel"),
+    ),
+)
+grid = [
+    {"learn.n": n, "learn.transposable": transposable}
+    for n in (2, 1)
+    for transposable in (False, True)
+]

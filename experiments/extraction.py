@@ -1,0 +1,220 @@
+"""Parts of experiments that train no weight: subnetworks of random weights, learned patterns."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import jaxprune as jp
+from experiments.nm_phases import Pattern
+from experiments.phases import Network, Task, Tree
+
+_SCORES_KEY = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Extract:
+    """Finds a subnetwork of the weights as they were initialised.
+
+    `estimator` is "gumbel", "supermask" (Bernoulli, straight-through) or "edge_popup" (the largest
+    scores of the network, or of each layer with `per_layer`). `rescale` is "smart" (a learned scale
+    a layer), "dynamic" (by the inverse density of each draw) or "none". `budget` is how a density
+    is chosen: "free" (an outcome), "projection", "penalty" (of `strength`), or "top_k" of the
+    logits at the end; edge-popup always has one.
+    """
+
+    epochs: int
+    batch: int = 256
+    learning_rate: float = 50.0
+    scale_learning_rate: float = 1e-3
+    temperature: float = 1.0
+    estimator: str = "gumbel"
+    rescale: str = "smart"
+    budget: str = "free"
+    strength: float = 0.0
+    per_layer: bool = False
+    signed_constant: bool = True
+    name: str = "extract"
+    needs_heldout = False
+
+    def __post_init__(self):
+        allowed = {
+            "estimator": ("gumbel", "supermask", "edge_popup"),
+            "rescale": ("smart", "dynamic", "none"),
+            "budget": ("free", "projection", "penalty", "top_k"),
+        }
+        for field, values in allowed.items():
+            if getattr(self, field) not in values:
+                raise ValueError(f"{field} must be one of {values}, got {getattr(self, field)!r}")
+
+    def begin(self, network: Network, density: float) -> Tree:
+        """Frozen weights, logits (or scores), and scales."""
+        weights, mask = network.weights, network.mask
+        if self.signed_constant:
+            weights = jp.signed_constant(weights, mask)
+        logits = jax.tree.map(lambda keep: jnp.zeros(keep.shape), mask)
+        if self.estimator == "edge_popup":
+            logits = _kaiming_uniform(logits)
+        scales = jax.tree.map(lambda _: jnp.float32(1.0), mask)
+        frozen = {"weights": weights, "density": jnp.float32(density)}
+        return {"logits": logits, "scales": scales, "frozen": frozen}
+
+    def links(self, network: Network, density: float, steps: int):
+        """SGD with momentum for logits and for scales."""
+        rate = self.learning_rate
+        links = [optax.sgd(rate, momentum=0.9)]
+        if self.estimator == "edge_popup":
+            links = [optax.sgd(optax.cosine_decay_schedule(rate, steps), momentum=0.9)]
+        if self.budget == "projection":
+            first, last = round(0.16 * steps), round(0.6 * steps)
+            links.append(jp.project_logits(jp.cubic_density(density, first, last)))
+        if self.budget == "penalty":
+            size = sum(leaf.size for leaf in jax.tree.leaves(network.mask))
+            kept = lambda logits: jnp.sum(jax.nn.sigmoid(logits)) / size
+            links.insert(0, jp.add_penalty(kept, self.strength))
+        smart = self.rescale == "smart"
+        each = {
+            "frozen": optax.set_to_zero(),
+            "logits": optax.chain(*links),
+            "scales": optax.sgd(self.scale_learning_rate if smart else 0.0, momentum=0.9),
+        }
+        return optax.partition(each, {name: name for name in each})
+
+    def gradients(self, params: Tree, rest: Tree, task: Task, key, progress):
+        """(loss, new rest, gradients) of one batch under one draw."""
+
+        def loss(trained, rest):
+            return task(self._network_weights(params | trained, key), rest)
+
+        trained = {name: params[name] for name in ("logits", "scales")}
+        (loss, rest), grads = jax.value_and_grad(loss, has_aux=True)(trained, rest)
+        return loss, rest, grads | {"frozen": optax.tree.zeros_like(params["frozen"])}
+
+    def current(self, params: Tree, mask: Tree, key) -> tuple[Tree, Tree]:
+        """The weights under one draw, as in training."""
+        drawn = self._draw(params, key)
+        return self._network_weights(params, key), jax.tree.map(lambda keep: keep > 0, drawn)
+
+    def end(self, params: Tree, network: Network, density: float, key, accuracy) -> Network:
+        """The extracted network, its scales folded into the weights."""
+        logits = params["logits"]
+        if self.estimator == "edge_popup":
+            mask = jax.tree.map(lambda keep: keep > 0, self._draw(params, key))
+        elif self.budget == "top_k":
+            size = sum(leaf.size for leaf in jax.tree.leaves(logits))
+            mask = jp.top_k_mask(logits, round(density * size))
+        else:
+            mask = jax.tree.map(lambda logit: logit >= 0, logits)
+        weights = self._rescaled(params, mask)
+        return network._replace(weights=weights, mask=mask)
+
+    def _network_weights(self, params, key):
+        return self._rescaled(params, self._draw(params, key))
+
+    def _rescaled(self, params, mask):
+        scales = jp.inverse_density(mask) if self.rescale == "dynamic" else params["scales"]
+        return jp.rescale(jp.apply_mask(params["frozen"]["weights"], mask), scales)
+
+    def _draw(self, params, key):
+        """A mask of 0 and 1 with a gradient."""
+        logits = params["logits"]
+        if self.estimator == "gumbel":
+            return jp.gumbel_mask(key, logits, self.temperature)
+        if self.estimator == "supermask":
+            probs = jax.tree.map(jax.nn.sigmoid, logits)
+            return jp.surrogate_gradient(jp.bernoulli_mask(key, probs), probs)
+        scores = jax.tree.map(jnp.abs, logits)
+        largest = lambda tree: _largest(tree, params["frozen"]["density"])
+        kept = jax.tree.map(largest, scores) if self.per_layer else largest(scores)
+        return jp.surrogate_gradient(kept, scores)
+
+
+def _largest(scores: Tree, density) -> Tree:
+    size = sum(leaf.size for leaf in jax.tree.leaves(scores))
+    return jp.top_k_mask(scores, jnp.round(density * size).astype(jnp.int32))
+
+
+def _kaiming_uniform(tree: Tree) -> Tree:
+    """Edge-popup's first scores: uniform in +-1 / sqrt(inputs)."""
+    leaves, structure = jax.tree.flatten(tree)
+    init = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+    keys = jax.random.split(jax.random.key(_SCORES_KEY), len(leaves))
+    return structure.unflatten(
+        init(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class LearnPattern(Pattern):
+    """Chooses an N:M pattern for each group of trained, frozen weights (MaskLLM's way).
+
+    The temperature falls linearly from 1 to `final_temperature`; `prior` is how much the patterns
+    of larger magnitudes are preferred at first.
+    """
+
+    epochs: int = 5
+    batch: int = 128
+    learning_rate: float = 0.05
+    prior: float = 2.0
+    final_temperature: float = 0.3
+    name: str = "learn"
+    needs_heldout = False
+
+    def begin(self, network: Network, density: float) -> Tree:
+        """Frozen weights and logits of patterns."""
+        logits = jp.init_pattern_logits(
+            network.weights,
+            self.n,
+            self.m,
+            transposable=self.transposable,
+            prior=self.prior,
+            where=self.where,
+        )
+        return {"weights": network.weights, "logits": logits}
+
+    def links(self, network: Network, density: float, steps: int):
+        """Adam for the logits."""
+        each = {
+            "weights": optax.set_to_zero(),
+            "logits": optax.adam(optax.cosine_decay_schedule(self.learning_rate, steps)),
+        }
+        return optax.partition(each, {name: name for name in each})
+
+    def gradients(self, params: Tree, rest: Tree, task: Task, key, progress):
+        """(loss, new rest, gradients) of one batch under one draw."""
+        weights = params["weights"]
+        temperature = 1 + (self.final_temperature - 1) * progress
+
+        def loss(logits, rest):
+            mask = jp.gumbel_pattern_mask(
+                key,
+                logits,
+                weights,
+                self.n,
+                self.m,
+                transposable=self.transposable,
+                temperature=temperature,
+            )
+            return task(jp.apply_mask(weights, mask), rest)
+
+        (loss, rest), grads = jax.value_and_grad(loss, has_aux=True)(params["logits"], rest)
+        return loss, rest, {"weights": optax.tree.zeros_like(weights), "logits": grads}
+
+    def current(self, params: Tree, mask: Tree, key) -> tuple[Tree, Tree]:
+        """The weights under the patterns of the largest logits."""
+        found = self._found(params, mask)
+        return jp.apply_mask(params["weights"], found), found
+
+    def end(self, params: Tree, network: Network, density: float, key, accuracy) -> Network:
+        """The network with these patterns."""
+        return network._replace(mask=self._found(params, network.mask))
+
+    def _found(self, params, mask):
+        weights = params["weights"]
+        found = jp.pattern_mask(
+            params["logits"], weights, self.n, self.m, transposable=self.transposable
+        )
+        return jax.tree.map(
+            lambda _, keep, pattern: keep if pattern is None else pattern, weights, mask, found
+        )
