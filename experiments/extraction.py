@@ -71,8 +71,10 @@ class Extract:
             links.append(jp.project_logits(jp.cubic_density(density, first, last)))
         if self.budget == "penalty":
             size = sum(leaf.size for leaf in jax.tree.leaves(network.mask))
-            kept = lambda logits: jnp.sum(jax.nn.sigmoid(logits)) / size
-            links.insert(0, jp.add_penalty(kept, self.strength))
+            expected = lambda logits: sum(
+                jnp.sum(jax.nn.sigmoid(leaf)) / size for leaf in jax.tree.leaves(logits)
+            )
+            links.insert(0, jp.add_penalty(expected, self.strength))
         smart = self.rescale == "smart"
         each = {
             "frozen": optax.set_to_zero(),

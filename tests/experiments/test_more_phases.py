@@ -138,7 +138,8 @@ def test_a_subnetwork_of_random_weights_is_found(name, tmp_path):
         assert all(abs(density - 0.3) < 1e-3 for density in result["density_by_layer"].values())
     if name in ("projection", "penalty"):
         assert result["kept"] < 0.45 * size
-    assert result["accuracy"] > 0.6
+    # A supermask that isn't sampled is worse than its samples.
+    assert result["accuracy"] > (0.4 if name == "supermask" else 0.6)
     for layer in ("fc1", "fc2", "fc3"):  # nothing was trained but one scale a layer
         kernel = np.abs(network.weights[layer]["kernel"][...])
         assert np.unique(kernel[kernel > 0]).size == 1
