@@ -3,6 +3,8 @@
 python -m benchmarks.steps > benchmarks/results/steps-<machine>.md
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -76,6 +78,15 @@ def main() -> None:
                 ),
                 "ProbMask, jax.random.bits": probmask_step(task, weights, jax.random.bits),
                 "ProbMask, counter_bits": probmask_step(task, weights, jp.counter_bits),
+                "straight_through, keep_nm(2, 4)": step(
+                    jp.straight_through(optax.adam(1e-3), jp.keep_nm(2, 4, where=divides)),
+                    task,
+                    weights,
+                ),
+                "frozen, Gumbel, jax.random.bits": gumbel_step(task, weights, jax.random.bits),
+                "frozen, Gumbel, counter_bits": gumbel_step(task, weights, jp.counter_bits),
+                "frozen, learned 2:4": pattern_step(task, weights, transposable=False),
+                "frozen, learned transposable 2:4": pattern_step(task, weights, transposable=True),
             },
             repeats=31,
             carried=2,
@@ -157,6 +168,59 @@ def probmask_step(task, weights, random_bits):
         return optax.apply_updates(params, updates), opt_state, value
 
     return train, (params, optimizer.init(params), jax.random.key(2), jnp.float32(0.5))
+
+
+def gumbel_step(task, weights, random_bits):
+    """A step of extraction with one draw and smart rescaling, as (function, arguments)."""
+    sgd = functools.partial(optax.sgd, momentum=0.9)
+    optimizer = optax.partition(
+        {"logits": sgd(50.0), "scales": sgd(1e-3)}, {"logits": "logits", "scales": "scales"}
+    )
+
+    def train(params, opt_state, key, weights):
+        def loss(params):
+            mask = jp.gumbel_mask(key, params["logits"], random_bits=random_bits)
+            return task(jp.rescale(jp.apply_mask(weights, mask), params["scales"]))
+
+        value, grads = jax.value_and_grad(loss)(params)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, value
+
+    params = {
+        "logits": jax.tree.map(jnp.zeros_like, weights),
+        "scales": jax.tree.map(lambda _: jnp.float32(1), weights),
+    }
+    return train, (params, optimizer.init(params), jax.random.key(2), weights)
+
+
+def divides(path, leaf):
+    """Whether inputs and outputs divide by 4."""
+    return leaf.ndim >= 2 and leaf.shape[-2] % 4 == 0 and leaf.shape[-1] % 4 == 0
+
+
+def pattern_step(task, weights, transposable):
+    """A step of learning 2:4 patterns with one draw, as (function, arguments)."""
+    optimizer = optax.adam(1e-2)
+
+    def train(logits, opt_state, key, weights):
+        def loss(logits):
+            mask = jp.gumbel_pattern_mask(
+                key,
+                logits,
+                weights,
+                2,
+                4,
+                transposable=transposable,
+                random_bits=jp.counter_bits,
+            )
+            return task(jp.apply_mask(weights, mask))
+
+        value, grads = jax.value_and_grad(loss)(logits)
+        updates, opt_state = optimizer.update(grads, opt_state, logits)
+        return optax.apply_updates(logits, updates), opt_state, value
+
+    logits = jp.init_pattern_logits(weights, 2, 4, transposable=transposable, where=divides)
+    return train, (logits, optimizer.init(logits), jax.random.key(2), weights)
 
 
 if __name__ == "__main__":
