@@ -240,6 +240,7 @@ _OVERRIDES = {
     "limit": int,
     "holdout": int,
     "evaluations": int,
+    "steps_per_call": int,
 }
 
 

@@ -16,7 +16,7 @@ README = Path(__file__).parent.parent / "README.md"
 @pytest.mark.usefixtures("relaxed_promotion")
 def test_code_runs():
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
-    links, nnx_loop, linen_loss, hoyer, nm = blocks
+    links, nnx_loop, linen_loss, gumbel, hoyer, nm = blocks
     params = {"kernel": jnp.ones((4, 5))}
     names = {"mask": jp.prunable(params)}
     exec(links, names)
@@ -29,6 +29,9 @@ def test_code_runs():
     exec(linen_loss, names)
     params = {"weights": names["weights"], "probs": jp.init_probabilities(names["weights"])}
     assert names["loss"](params, names["key"], 0) > 0
+
+    exec(gumbel.replace("range(1_000)", "range(3)"), names)
+    assert jp.sparsity(names["extracted"]) == pytest.approx(0.9, abs=1e-4)
 
     exec(hoyer.replace("1_000)", "3)").replace("200)", "3)"), names)
     assert 0 < jp.count(names["mask"]) < 22_200
