@@ -14,7 +14,7 @@ experiment = Experiment(
     dataset="mnist",
     limit=20_000,
     phases=(
-        Dense(epochs=6, batch=128, learning_rate=0.01),
+        Dense(epochs=6, batch=128, optimizer="adam", learning_rate=1e-3, weight_decay=0.0),
         LearnPattern(epochs=6, where="fc1/kernel"),
     ),
 )
