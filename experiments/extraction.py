@@ -63,25 +63,30 @@ class Extract:
     def links(self, network: Network, density: float, steps: int):
         """SGD with momentum for logits and for scales."""
         rate = self.learning_rate
-        links = [optax.sgd(rate, momentum=0.9)]
         if self.estimator == "edge_popup":
-            links = [optax.sgd(optax.cosine_decay_schedule(rate, steps), momentum=0.9)]
-        if self.budget == "projection":
-            first, last = round(0.16 * steps), round(0.6 * steps)
-            links.append(jp.project_logits(jp.cubic_density(density, first, last)))
-        if self.budget == "penalty":
-            size = sum(leaf.size for leaf in jax.tree.leaves(network.mask))
-            expected = lambda logits: sum(
-                jnp.sum(jax.nn.sigmoid(leaf)) / size for leaf in jax.tree.leaves(logits)
-            )
-            links.insert(0, jp.add_penalty(expected, self.strength))
-        smart = self.rescale == "smart"
-        each = {
-            "frozen": optax.set_to_zero(),
-            "logits": optax.chain(*links),
-            "scales": optax.sgd(self.scale_learning_rate if smart else 0.0, momentum=0.9),
-        }
-        return optax.partition(each, {name: name for name in each})
+            rate = optax.cosine_decay_schedule(rate, steps)
+        of_logits = optax.sgd(rate, momentum=0.9)
+        return _partition(
+            logits=optax.chain(self._penalty(network), of_logits, self._budget(density, steps)),
+            scales=optax.sgd(self.scale_learning_rate, momentum=0.9),
+            frozen=optax.set_to_zero(),
+        )
+
+    def _penalty(self, network):
+        """Pressure on the expected density."""
+        if self.budget != "penalty":
+            return optax.identity()
+        size = sum(leaf.size for leaf in jax.tree.leaves(network.mask))
+        expected = lambda logits: sum(
+            jnp.sum(jax.nn.sigmoid(leaf)) / size for leaf in jax.tree.leaves(logits)
+        )
+        return jp.add_penalty(expected, self.strength)
+
+    def _budget(self, density, steps):
+        if self.budget != "projection":
+            return optax.identity()
+        first, last = round(0.16 * steps), round(0.6 * steps)
+        return jp.project_logits(jp.cubic_density(density, first, last))
 
     def gradients(self, params: Tree, rest: Tree, task: Task, key, progress):
         """(loss, new rest, gradients) of one batch under one draw."""
@@ -115,8 +120,11 @@ class Extract:
         return self._rescaled(params, self._draw(params, key))
 
     def _rescaled(self, params, mask):
-        scales = jp.inverse_density(mask) if self.rescale == "dynamic" else params["scales"]
-        return jp.rescale(jp.apply_mask(params["frozen"]["weights"], mask), scales)
+        weights = jp.apply_mask(params["frozen"]["weights"], mask)
+        if self.rescale == "none":
+            return weights
+        dynamic = self.rescale == "dynamic"
+        return jp.rescale(weights, jp.inverse_density(mask) if dynamic else params["scales"])
 
     def _draw(self, params, key):
         """A mask of 0 and 1 with a gradient."""
@@ -130,6 +138,11 @@ class Extract:
         largest = lambda tree: _largest(tree, params["frozen"]["density"])
         kept = jax.tree.map(largest, scores) if self.per_layer else largest(scores)
         return jp.surrogate_gradient(kept, scores)
+
+
+def _partition(**links: optax.GradientTransformation):
+    """Each link for the subtree of its name."""
+    return optax.partition({**links}, {name: name for name in links})
 
 
 def _largest(scores: Tree, density) -> Tree:
@@ -177,11 +190,10 @@ class LearnPattern(Pattern):
 
     def links(self, network: Network, density: float, steps: int):
         """Adam for the logits."""
-        each = {
-            "weights": optax.set_to_zero(),
-            "logits": optax.adam(optax.cosine_decay_schedule(self.learning_rate, steps)),
-        }
-        return optax.partition(each, {name: name for name in each})
+        return _partition(
+            logits=optax.adam(optax.cosine_decay_schedule(self.learning_rate, steps)),
+            weights=optax.set_to_zero(),
+        )
 
     def gradients(self, params: Tree, rest: Tree, task: Task, key, progress):
         """(loss, new rest, gradients) of one batch under one draw."""
