@@ -1,5 +1,6 @@
 """Patterns drawn from logits: always exact N:M, with the right probabilities and gradients."""
 
+import functools
 import itertools
 
 import jax
@@ -33,9 +34,10 @@ def side(m):
 @pytest.mark.parametrize(("n", "m", "transposable"), KINDS)
 def test_draws_are_exact_patterns(n, m, transposable):
     params = {"conv": normal(3, 3, side(m), 4 * m), "dense": normal(side(m), side(m)), "b": None}
-    logits = jp.init_pattern_logits(params, n, m, transposable=transposable)
     kinds = dict(n=n, m=m, transposable=transposable)
-    mask = jp.gumbel_pattern_mask(jax.random.key(0), logits, params, **kinds)
+    logits = jp.init_pattern_logits(params, **kinds)
+    draw = jax.jit(functools.partial(jp.gumbel_pattern_mask, **kinds))
+    mask = draw(jax.random.key(0), logits, params)
     assert set(np.unique(mask["conv"])) == {0.0, 1.0}
     for name in ("conv", "dense"):
         check_pattern(mask[name], **kinds)
