@@ -9,6 +9,7 @@ Rows and columns that are left over when a side doesn't divide by m form groups 
 own, of which at most n (in each row and column) are kept.
 """
 
+import collections
 import functools
 import math
 import numbers
@@ -21,6 +22,7 @@ import numpy as np
 from jaxprune import approximate, groups, masks, selection, transposable
 
 _LARGEST = 32
+_POOLED = 2**22  # scores of a leaf that isn't solved by itself
 _SOLVERS = {
     "exact": transposable.solve,
     "greedy": approximate.greedy,
@@ -120,16 +122,21 @@ def _transposable_tree(scores, solve, n, m):
     matrices = [as_matrices(masks.path_name(path), leaf) for path, leaf in paths_and_leaves]
     kept = [jnp.zeros(matrix.shape, bool) for matrix in matrices]
 
-    # Leaves of one shape are solved together, which compiles once and moves nothing on a mesh.
-    alike = {}
+    # What is solved together is compiled once. On a mesh that is leaves of one shape, which moves
+    # nothing; elsewhere small leaves of all shapes, and large ones by shape, which saves memory.
+    on_mesh = any(not jax.typeof(leaf).sharding.mesh.empty for leaf in leaves)
+    together = collections.defaultdict(list)
     for i, matrix in enumerate(matrices):
-        alike.setdefault((matrix.shape, matrix.dtype), []).append(i)
-    for members in alike.values():
-        tiles = jnp.stack([whole_tiles(matrices[i], m) for i in members], axis=2)
-        if tiles.size:
-            mask = solve(tiles)
-            for place, i in enumerate(members):
-                kept[i] = place_tiles(kept[i], mask[:, :, place])
+        pooled = not on_mesh and matrix.size <= _POOLED
+        together[None if pooled else matrix.shape, matrix.dtype].append(i)
+    for (shape, _), members in together.items():
+        tiles = [whole_tiles(matrices[i], m) for i in members]
+        joined = [tile.reshape(m, m, -1) for tile in tiles] if shape is None else tiles
+        joint = jnp.concatenate(joined, axis=2)
+        mask = solve(joint) if joint.size else jnp.zeros(joint.shape, bool)
+        ends = np.cumsum([each.shape[2] for each in joined])[:-1]
+        for i, tile, part in zip(members, tiles, jnp.split(mask, ends, axis=2), strict=True):
+            kept[i] = place_tiles(kept[i], part.reshape(tile.shape))
 
     edges = [_edge_tiles(matrix, m) for matrix in matrices]
     if any(edge.size for edge in edges):
