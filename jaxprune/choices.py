@@ -67,7 +67,7 @@ def init_pattern_logits(
         if chosen is None:
             return None
         entries = _unfolded(masks.path_name(path), jnp.abs(leaf), m, transposable)
-        sums = jnp.tensordot(kept, entries.astype(jnp.float32), 1)
+        sums = _exact_product(kept, entries.astype(jnp.float32))
         sums = sums - jnp.mean(sums, axis=0, keepdims=True)
         return prior * sums / jnp.maximum(jnp.std(sums), jnp.finfo(jnp.float32).tiny)
 
@@ -124,7 +124,7 @@ def gumbel_pattern_mask(
     def soft(path, leaf, noisy):
         if noisy is None:
             return None
-        entries = jnp.tensordot(kept.T, jax.nn.softmax(noisy / temperature, axis=0), 1)
+        entries = _exact_product(kept.T, jax.nn.softmax(noisy / temperature, axis=0))
         return _folded(entries, leaf, m, transposable)
 
     hard = pattern_mask(noisy, params, n, m, transposable=transposable)
@@ -190,6 +190,11 @@ def _table(n: int, m: int, transposable: bool) -> np.ndarray:
     else:
         kept = [[row >> j & 1 for row in rows for j in range(m)] for rows in all_masks(n, m)]
     return np.array(kept, np.float32)
+
+
+def _exact_product(table: np.ndarray, x: jax.Array) -> jax.Array:
+    """In float32, where an accelerator would round to bfloat16."""
+    return jnp.tensordot(table, x, 1, precision=jax.lax.Precision.HIGHEST)
 
 
 def _unfolded(name: str, leaf: jax.Array, m: int, transposable: bool) -> jax.Array:

@@ -9,7 +9,7 @@ import jaxprune as jp
 from jaxprune import approximate, transposable
 
 RIVALS = [approximate.greedy, approximate.entropic]
-PATTERNS = [(1, 4), (2, 4), (3, 7), (4, 8), (8, 16)]
+PATTERNS = [(2, 4), (3, 7), (8, 16)]
 
 
 def tiles_of(kind, m, count=64):
