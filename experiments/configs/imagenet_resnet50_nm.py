@@ -1,28 +1,10 @@
-"""Transposable 4:8 masks on ImageNet: ResNet-50, from scratch, with the schedule of the paper.
+"""Transposable 4:8 masks on ImageNet: ResNet-50, otherwise as imagenet_resnet18_nm.py.
 
-    python -m experiments.run experiments/configs/imagenet_resnet50_nm.py --data_dir=...
-
-120 epochs: for a pod. `--set=train.transposable=False` gives plain N:M for comparison.
+python -m experiments.run experiments/configs/imagenet_resnet50_nm.py --data_dir=...
 """
 
-from experiments.nm_phases import TrainPattern
-from experiments.run import Experiment
+from dataclasses import replace
 
-experiment = Experiment(
-    model="resnet50",
-    dataset="imagenet2012",
-    phases=(
-        TrainPattern(
-            epochs=120,
-            batch=512,
-            learning_rate=0.2,
-            weight_decay=5e-5,
-            n=4,
-            m=8,
-            transposable=True,
-            every=40,
-            pruned_decay=2e-4,
-            where="blocks.*kernel",
-        ),
-    ),
-)
+from experiments.configs.imagenet_resnet18_nm import experiment as resnet18
+
+experiment = replace(resnet18, model="resnet50")
