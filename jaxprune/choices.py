@@ -4,7 +4,8 @@ A group of m inputs has C(m, n) patterns, 6 for 2:4; a 4-by-4 tile has 90 transp
 Each group or tile has a logit for each: 6 bytes a weight for 2:4 in float32, 22.5 bytes for
 transposable 2:4. Whatever is drawn is an exact N:M mask.
 
-Kernels are read as matrices (inputs, outputs) and tiles as in `patterns`, and their sides divide.
+Kernels are read as matrices (inputs, outputs) and tiles as in `patterns`, and their sides divide;
+groups of m run along the inputs of Flax's layout.
 """
 
 import itertools

@@ -57,7 +57,7 @@ def rescale(params: chex.ArrayTree, scales: chex.ArrayTree) -> chex.ArrayTree:
     Args:
       params: tree of arrays, such as weights under a mask.
       scales: tree like `params` of scalars, `None` where a leaf stays as it is: learned ones, which
-        start from 1 (`optax.tree.full_like` of the mask, say), or `inverse_density`.
+        start from 1 (`jax.tree.map(lambda _: jnp.float32(1), mask)`), or `inverse_density`.
 
     Returns:
       A tree like `params`, with its dtypes; the products are float32 or wider.

@@ -2,6 +2,7 @@
 
 import functools
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -23,7 +24,8 @@ def keep_nm(
 
     Args:
       n: how many of a group to keep, 0 <= n <= m; or a schedule of the link's own count, which is
-        rounded: `lambda step: 4 - step // 1000` goes from dense towards 1:4.
+        rounded and cut to 0 to m: `lambda step: jnp.maximum(4 - step // 1000, 1)` goes from dense
+        to 1:4.
       m: the size of a group, 1 to 32.
       axis: as for `nm_mask`.
       every: updates between two choices of the mask.
@@ -103,4 +105,18 @@ def _project(mask_of, n, m, axes, every, where):
         now = jnp.clip(jnp.round(n(count)).astype(jnp.int32), 0, m) if callable(n) else n
         return mask_of(magnitudes, now, m)
 
-    return pruning.project(choose, lambda params: masks.prunable(params, where), every)
+    def chosen(params):
+        try:
+            mask = masks.prunable(params, where)
+        except ValueError as error:
+            divide = " and ".join(map(str, axes))
+            raise ValueError(
+                f"{error} By default it takes leaves whose {divide} divide by {m}."
+            ) from error
+        check = lambda path, leaf: [
+            patterns.length(a, masks.path_name(path), leaf.shape) for a in axes
+        ]
+        jax.tree_util.tree_map_with_path(check, mask)
+        return mask
+
+    return pruning.project(choose, chosen, every)

@@ -4,6 +4,8 @@ A kernel is read as matrices (inputs, outputs): a Dense kernel as it is, a convo
 as one matrix for each position (h, w), attention's as (inputs, heads * size) and (heads * size,
 outputs). N:M runs along the inputs, over which a matrix product sums; a transposable mask is N:M
 along the outputs as well, so that the transposed product of the backward pass is sparse too.
+Equinox has its weights the other way round, (outputs, inputs): there `axis="outputs"` runs along
+what the product sums over.
 
 Rows and columns that are left over when a side doesn't divide by m form groups or tiles of their
 own, of which at most n (in each row and column) are kept.
@@ -41,7 +43,8 @@ def nm_mask(
       n: how many of a group to keep, 0 <= n <= m; an integer or, inside `jax.jit`, an int32 scalar.
       m: the size of a group, 1 to 32. If the axis doesn't divide by it, the last group is smaller,
         and at most n of it are kept.
-      axis: "inputs" (the contraction of a kernel, as the hardware wants it), "outputs", or an axis
+      axis: "inputs" (the last axis but one of a kernel in Flax's layout, over which its product
+        sums, as the hardware wants it), "outputs" (the last one: for Equinox's layout), or an axis
         of the arrays.
 
     Returns:
@@ -228,7 +231,9 @@ def length(axis: str | int, path: str, shape: tuple[int, ...]) -> int:
 
 
 def check_pattern(n, m: int) -> None:
-    """Raises a ValueError unless 0 <= n <= m <= 32 and m >= 1; an n that is an array passes."""
+    """Raises a ValueError unless 0 <= n <= m <= 32 and m >= 1; an n that is traced passes."""
+    if isinstance(n, float):
+        raise ValueError(f"N:M keeps a whole number of m entries, got n = {n}")
     if not (1 <= m <= _LARGEST and (not isinstance(n, numbers.Integral) or 0 <= int(n) <= m)):
         raise ValueError(
             f"N:M keeps 0 <= n <= m of m entries, 1 <= m <= {_LARGEST}; got n = {n}, m = {m}"

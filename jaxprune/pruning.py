@@ -185,7 +185,8 @@ def straight_through(
       weights with `optax.tree.get(opt_state, "dense")`; they cost a copy of the parameters.
 
     Raises:
-      ValueError: what `projection` raises.
+      ValueError: for arguments that aren't transformations, a decay that isn't a scalar, and what
+        `projection` raises.
 
     Sources: Bengio et al. (2013) for the estimator; Zhou et al., "Learning N:M fine-grained
     structured sparse neural networks from scratch" (ICLR 2021), equation 9, for the decay; Lin et
@@ -204,6 +205,11 @@ def straight_through(
     [ 0. -2.  3.  0.]
     [3. 0. 5. 0.]
     """
+    for name, link in (("inner", inner), ("projection", projection)):
+        if not isinstance(link, optax.GradientTransformation):
+            raise ValueError(f"`{name}` must be an optax transformation, got {type(link).__name__}")
+    if callable(decay):
+        raise ValueError("`decay` must be a scalar, got a function")
     inner = optax.with_extra_args_support(inner)
 
     def init_fn(params):

@@ -57,6 +57,10 @@ def pack_24(matrix: jax.Array, *, layout: str = "row_major") -> Packed24:
     True
     """
     _check_layout(layout)
+    if getattr(matrix, "ndim", 0) < 2:
+        raise ValueError(
+            f"takes an array of shape (..., rows, columns), one kernel at a time, got {matrix!r}"
+        )
     *_, rows, columns = matrix.shape
     dtype = jnp.uint32 if matrix.dtype.itemsize == 1 else jnp.uint16
     codes = 2 * dtype.dtype.itemsize  # four bits each

@@ -47,7 +47,7 @@ def steps_of(tx, params, count):
         (lambda: jp.keep_nm(2, 4, axis=-1), {"first", "second"}),
         (lambda: jp.keep_transposable_nm(2, 4), {"second"}),
         (lambda: jp.keep_nm(2, 4, where="kernel"), {"first", "second", "head"}),
-        (lambda: jp.keep_transposable_nm(2, 4, where="first|head"), {"first", "head"}),
+        (lambda: jp.keep_transposable_nm(2, 4, where="(first|head)/kernel"), {"first", "head"}),
     ],
 )
 def test_leaves_that_divide_are_chosen_by_default(link, chosen):
@@ -224,3 +224,18 @@ def test_errors(factory):
         factory(2, 4).init({"kernel": normal(6, 6)})
     with pytest.raises(ValueError, match="needs the parameters"):
         factory(2, 4).update({}, None)
+
+
+def test_more_errors():
+    with pytest.raises(ValueError, match=r"whole number of m entries, got n = 2\.5"):
+        jp.keep_nm(2.5, 4)
+    with pytest.raises(ValueError, match="whose inputs and outputs divide by 4"):
+        jp.keep_transposable_nm(2, 4).init({"kernel": normal(6, 6)})
+    with pytest.raises(ValueError, match=r"leaf 'first/bias' of shape .* has no inputs"):
+        jp.keep_nm(2, 4, where="first").init(network())
+    with pytest.raises(ValueError, match="`projection` must be an optax transformation, got dict"):
+        jp.straight_through(optax.sgd(0.1), {})
+    with pytest.raises(ValueError, match="`decay` must be a scalar"):
+        jp.straight_through(optax.sgd(0.1), jp.keep_nm(2, 4), decay=lambda step: 0.1)
+    with pytest.raises(ValueError, match="one kernel at a time"):
+        jp.pack_24(jnp.zeros(16))
