@@ -16,16 +16,10 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
 # Primitives that only call what is inside them, and where that is.
 _CALLS = {
-    "pjit": "jaxpr",
     "jit": "jaxpr",
-    "checkpoint": "jaxpr",
-    "remat": "jaxpr",
     "remat2": "jaxpr",
-    "closed_call": "call_jaxpr",
-    "core_call": "call_jaxpr",
     "custom_jvp_call": "call_jaxpr",
     "custom_vjp_call": "call_jaxpr",
-    "custom_vjp_call_jaxpr": "fun_jaxpr",
 }
 
 

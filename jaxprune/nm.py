@@ -64,7 +64,8 @@ def keep_transposable_nm(
       n: how many of a row or column of a tile to keep, 0 <= n <= m; or a schedule, as for
         `keep_nm`.
       m: the side of a tile, 1 to 32.
-      every: updates between two choices of the mask; the paper's 40 makes its cost vanish.
+      every: updates between two choices of the mask; at the paper's 40 it is below one percent of
+        a ResNet-50's training.
       where: which leaves can be pruned, as for `prunable`; by default those of two or more
         dimensions whose inputs and outputs divide by m, so first convolutions and depthwise ones
         stay dense.
@@ -111,7 +112,7 @@ def _project(mask_of, n, m, axes, every, where):
         except ValueError as error:
             divide = " and ".join(map(str, axes))
             raise ValueError(
-                f"{error} By default it takes leaves whose {divide} divide by {m}."
+                f"{error} Without `where` it takes leaves whose {divide} divide by {m}."
             ) from error
         check = lambda path, leaf: [
             patterns.length(a, masks.path_name(path), leaf.shape) for a in axes

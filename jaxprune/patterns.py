@@ -91,7 +91,7 @@ def transposable_nm_mask(
       m: the side of a tile, 1 to 32. Of what is left over where inputs or outputs don't divide by
         it, at most n in each row and column of a smaller tile are kept, the best such choice.
       method: "exact"; or for comparison "greedy" (the largest scores first) or "entropic"
-        (TSENOR's transport plan), both completed by swaps. These lose 0.4 to 1 and 0.0 to 0.1
+        (TSENOR's transport plan), both completed by swaps. These lose 0.4 to 1.1 and 0.0 to 0.1
         percent of the best sum, and are slower.
 
     Returns:

@@ -61,9 +61,9 @@ def reconstruct(
       sequential: whether a layer makes up for the layers before it, too. Otherwise each one sees
         what the dense network's sees.
       damping: delta, as a fraction of the mean square of the inputs; it draws towards the dense
-        weights.
-      method: "closed_form" solves the normal equations; "gradient" takes 1,000 steps of Adam, as
-        the paper does.
+        weights. Of the closed form only.
+      method: "closed_form" solves the normal equations; "gradient" takes 1,000 steps of Adam, like
+        the paper's, but on all data at once.
 
     Returns:
       Parameters like `params`, zero where the mask prunes. A kernel's bias, the leaf beside it

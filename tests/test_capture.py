@@ -28,6 +28,11 @@ def check(apply, params, inputs, output=None):
     return product
 
 
+with_own_jvp = jax.custom_jvp(jnp.matmul)
+with_own_jvp.defjvp(lambda primals, tangents: (jnp.matmul(*primals), tangents[0]))
+with_own_vjp = jax.custom_vjp(jnp.matmul)
+with_own_vjp.defvjp(lambda x, w: (x @ w, None), lambda _, g: (g, g))
+
 PRODUCTS = {
     "x @ w": (lambda w, x: x @ w, (8, 3), (5, 8)),
     "batches": (lambda w, x: x @ w, (8, 3), (2, 5, 8)),
@@ -36,6 +41,8 @@ PRODUCTS = {
     "out of heads": (lambda w, x: jnp.einsum("bhd,hdo->bo", x, w), (2, 3, 4), (5, 2, 3)),
     "inside jit": (lambda w, x: jax.jit(jnp.matmul)(x, w), (8, 3), (5, 8)),
     "inside remat": (lambda w, x: jax.checkpoint(lambda w: jnp.sin(x) @ w)(w), (8, 3), (5, 8)),
+    "inside custom_jvp": (lambda w, x: with_own_jvp(x, w), (8, 3), (5, 8)),
+    "inside custom_vjp": (lambda w, x: with_own_vjp(x, w), (8, 3), (5, 8)),
     "after a loop": (
         lambda w, x: jax.lax.fori_loop(0, 3, lambda _, y: jnp.sin(y), x) @ w, (8, 3), (5, 8)
     ),

@@ -229,7 +229,9 @@ def test_errors(factory):
 def test_more_errors():
     with pytest.raises(ValueError, match=r"whole number of m entries, got n = 2\.5"):
         jp.keep_nm(2.5, 4)
-    with pytest.raises(ValueError, match="whose inputs and outputs divide by 4"):
+    with pytest.raises(
+        ValueError, match="Without `where` it takes leaves whose inputs and outputs divide by 4"
+    ):
         jp.keep_transposable_nm(2, 4).init({"kernel": normal(6, 6)})
     with pytest.raises(ValueError, match=r"leaf 'first/bias' of shape .* has no inputs"):
         jp.keep_nm(2, 4, where="first").init(network())
