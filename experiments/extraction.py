@@ -20,8 +20,9 @@ class Extract:
     `estimator` is "gumbel", "supermask" (Bernoulli, straight-through) or "edge_popup" (the largest
     scores of the network, or of each layer with `per_layer`). `rescale` is "smart" (a learned scale
     a layer), "dynamic" (by the inverse density of each draw) or "none". `budget` is how a density
-    is chosen: "free" (an outcome), "projection", "penalty" (of `strength`), or "top_k" of the
-    logits at the end; edge-popup always has one.
+    is chosen: "free" (an outcome: the logits of at least 0 are kept), "penalty" (of `strength`,
+    likewise), "top_k" (exactly the largest logits at the end), or "projection" (the same, of logits
+    that are projected in every step); edge-popup always has one.
     """
 
     epochs: int
@@ -108,7 +109,7 @@ class Extract:
         logits = params["logits"]
         if self.estimator == "edge_popup":
             mask = jax.tree.map(lambda keep: keep > 0, self._draw(params, key))
-        elif self.budget == "top_k":
+        elif self.budget in ("projection", "top_k"):
             size = sum(leaf.size for leaf in jax.tree.leaves(logits))
             mask = jp.top_k_mask(logits, round(density * size))
         else:

@@ -103,7 +103,8 @@ def gumbel_pattern_mask(
       A tree like `params` of float32 masks, exactly 0 or 1; `None` where there are no logits.
 
     Raises:
-      ValueError: for logits that don't fit; the message names the leaf.
+      ValueError: for logits that don't fit `params`, n, m and `transposable`; for a temperature of
+        0 or less.
 
     Source: MaskLLM (NeurIPS 2024), section 3.
 
@@ -115,6 +116,7 @@ def gumbel_pattern_mask(
     Array([2., 2.], dtype=float32)
     """
     kept = _table(n, m, transposable)
+    sampling.check_temperature(temperature)
 
     def noise(key, leaf):
         return -jnp.log(-jnp.log(sampling.open_uniform(leaf, key, random_bits)))
@@ -149,7 +151,7 @@ def pattern_mask(
       A mask like `params`, `None` where there are no logits.
 
     Raises:
-      ValueError: for logits that don't fit; the message names the leaf.
+      ValueError: for logits that don't fit `params`, n, m and `transposable`.
 
     >>> import jax.numpy as jnp
     >>> import jaxprune as jp
@@ -159,6 +161,7 @@ def pattern_mask(
     Array([False,  True,  True, False], dtype=bool)
     """
     kept = jnp.asarray(_table(n, m, transposable), bool)
+    masks.leaves_like(params, logits, "the logits", "`init_pattern_logits(params, ...)`")
 
     def of_leaf(path, leaf, logit):
         if logit is None:

@@ -62,6 +62,9 @@ def rescale(params: chex.ArrayTree, scales: chex.ArrayTree) -> chex.ArrayTree:
     Returns:
       A tree like `params`, with its dtypes; the products are float32 or wider.
 
+    Raises:
+      ValueError: if the scales don't have the structure of `params`.
+
     Source: Dupont et al. (ICIP 2022), section 3.3, "smart rescaling". In a network of ReLUs
     without biases only the product of all scales matters, as an inverse temperature of the logits.
 
@@ -75,8 +78,9 @@ def rescale(params: chex.ArrayTree, scales: chex.ArrayTree) -> chex.ArrayTree:
         if scale is None:
             return weight
         dtype = masks.at_least_float32(weight)
-        return (weight.astype(dtype) * scale.astype(dtype)).astype(weight.dtype)
+        return (weight.astype(dtype) * jnp.asarray(scale, dtype)).astype(weight.dtype)
 
+    masks.leaves_like(params, scales, "the scales", "`jax.tree.map` over their mask")
     return jax.tree.map(scaled, params, scales)
 
 

@@ -132,14 +132,8 @@ def fit_mask(params: chex.ArrayTree, mask: chex.ArrayTree) -> chex.ArrayTree:
     Raises:
       ValueError: if the mask doesn't fit; the message names the leaf.
     """
+    masks = leaves_like(params, mask, "the mask", "`prunable(params)` or a function of such a tree")
     paths_and_leaves, structure = jax.tree_util.tree_flatten_with_path(params, is_leaf=_hidden)
-    try:
-        masks = structure.flatten_up_to(mask)
-    except ValueError as error:
-        raise ValueError(
-            "the mask must have the structure of the parameters, with None for dense leaves; make "
-            f"it with `prunable(params)` or a function of such a tree. {error}"
-        ) from error
     for (path, leaf), keep in zip(paths_and_leaves, masks, strict=True):
         if not _hidden(leaf) and keep is not None and jnp.shape(keep) != jnp.shape(leaf):
             raise ValueError(
@@ -150,6 +144,21 @@ def fit_mask(params: chex.ArrayTree, mask: chex.ArrayTree) -> chex.ArrayTree:
         leaf if _hidden(leaf) else keep
         for (_, leaf), keep in zip(paths_and_leaves, masks, strict=True)
     )
+
+
+def leaves_like(params: chex.ArrayTree, tree: chex.ArrayTree, name: str, made_by: str) -> list:
+    """What the tree has in the place of each leaf of `params`: a leaf or None.
+
+    Raises:
+      ValueError: if the structures differ; the message says what the tree is and how it's made.
+    """
+    try:
+        return jax.tree.structure(params, is_leaf=_hidden).flatten_up_to(tree)
+    except ValueError as error:
+        raise ValueError(
+            f"{name} must have the structure of the parameters, with None for leaves that don't "
+            f"take part; make it by {made_by}. {error}"
+        ) from error
 
 
 def visible(params: chex.ArrayTree, tree: chex.ArrayTree) -> chex.ArrayTree:

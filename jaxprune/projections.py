@@ -85,11 +85,7 @@ def _checked_costs(scores, costs):
                 raise ValueError(f"the costs of leaf '{name}' must be positive and finite")
         return jnp.asarray(cost, jnp.float32)
 
-    structure = jax.tree.structure(scores)
-    try:
-        structure.flatten_up_to(costs)
-    except ValueError as error:
-        raise ValueError(f"costs must have the structure of the scores. {error}") from error
+    masks.leaves_like(scores, costs, "the costs", "`jax.tree.map` over the scores")
     return jax.tree_util.tree_map_with_path(checked, scores, costs)
 
 

@@ -46,13 +46,15 @@ def relaxed_bernoulli(
       A tree like `probs` of float32 arrays in [0, 1], whatever the dtype of `probs`.
 
     Raises:
-      ValueError: for a tree without leaves, or one that isn't floating-point.
+      ValueError: for a tree without leaves, or one that isn't floating-point; for a temperature of
+        0 or less.
 
     >>> import jax, jax.numpy as jnp
     >>> import jaxprune as jp
     >>> jp.relaxed_bernoulli(jax.random.key(0), {"w": jnp.array([0.0, 1.0])}, 0.5)
     {'w': Array([0., 1.], dtype=float32)}
     """
+    check_temperature(temperature)
 
     def soft(key, prob):
         uniform = open_uniform(prob, key, random_bits)
@@ -91,7 +93,8 @@ def gumbel_mask(
       A tree like `logits` of float32 arrays, exactly 0 or 1.
 
     Raises:
-      ValueError: for a tree without leaves, or one that isn't floating-point.
+      ValueError: for a tree without leaves, or one that isn't floating-point; for a temperature of
+        0 or less.
 
     Source: Dupont et al., "Extracting effective subnetworks with Gumbel-softmax" (ICIP 2022),
     section 3; Jang et al. (ICLR 2017) for the straight-through estimator.
@@ -101,6 +104,7 @@ def gumbel_mask(
     >>> jp.gumbel_mask(jax.random.key(0), {"w": jnp.array([-30.0, 30.0])})
     {'w': Array([0., 1.], dtype=float32)}
     """
+    check_temperature(temperature)
 
     def sample(key, logit):
         uniform = open_uniform(logit, key, random_bits)
@@ -168,6 +172,15 @@ def bernoulli_mask(
         return uniform < prob.astype(jnp.float32)
 
     return map_with_keys(hard, key, probs)
+
+
+def check_temperature(temperature: jax.typing.ArrayLike) -> None:
+    """Raises a ValueError for a Python number that isn't positive; traced values pass."""
+    if isinstance(temperature, (int, float)) and not temperature > 0:
+        raise ValueError(
+            f"the temperature must be positive, got {temperature}: for masks of 0 and 1 a low one "
+            "isn't needed, `bernoulli_mask` and `gumbel_mask` draw them at any"
+        )
 
 
 def map_with_keys(sample, key: chex.PRNGKey, probs: chex.ArrayTree) -> chex.ArrayTree:

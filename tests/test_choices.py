@@ -163,5 +163,9 @@ def test_errors():
     logits = jp.init_pattern_logits(params, 2, 4)
     with pytest.raises(ValueError, match=r"logits of leaf 'w' must have shape \(90, 1, 2, 2\)"):
         jp.pattern_mask(logits, params, 2, 4, transposable=True)
+    with pytest.raises(ValueError, match="the logits must have the structure of the parameters"):
+        jp.pattern_mask(logits, params | {"b": jnp.ones(8)}, 2, 4)
+    with pytest.raises(ValueError, match="temperature must be positive, got 0"):
+        jp.gumbel_pattern_mask(jax.random.key(0), logits, params, 2, 4, temperature=0)
     with pytest.raises(ValueError, match=r"must have shape \(4, 1, 2, 8\), got \(6, 1, 2, 8\)"):
         jp.gumbel_pattern_mask(jax.random.key(0), logits, params, 1, 4)

@@ -98,6 +98,13 @@ def test_no_logits():
         jp.gumbel_mask(jax.random.key(0), {"w": jnp.ones(2, int)})
 
 
+@pytest.mark.parametrize("temperature", [0, -1.0])
+def test_a_temperature_that_is_not_positive(temperature):
+    for sample in (jp.gumbel_mask, jp.relaxed_bernoulli):
+        with pytest.raises(ValueError, match=f"temperature must be positive, got {temperature}"):
+            sample(jax.random.key(0), jnp.full(3, 0.5), temperature)
+
+
 def test_surrogate_gradients_of_the_rivals():
     scores, key = normal(50), jax.random.key(0)
     supermask = lambda a: jp.surrogate_gradient(
@@ -163,6 +170,12 @@ def test_rescale_and_inverse_density():
     assert jp.inverse_density(jnp.zeros(3, bool)) == 1
     gradient = jax.grad(lambda m: jnp.sum(jp.inverse_density(m)))(mask["w"])
     np.testing.assert_array_equal(gradient, 0)
+
+
+def test_scales_of_another_tree():
+    assert jp.rescale({"a": jnp.ones(2)}, {"a": 2.0})["a"].tolist() == [2.0, 2.0]
+    with pytest.raises(ValueError, match="the scales must have the structure of the parameters"):
+        jp.rescale({"a": jnp.ones(2), "b": jnp.ones(2)}, {"a": jnp.float32(1)})
 
 
 def test_the_extracted_network_is_the_trained_one_bit_for_bit():
