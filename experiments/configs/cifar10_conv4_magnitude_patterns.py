@@ -5,13 +5,10 @@ python -m experiments.run experiments/configs/cifar10_conv4_magnitude_patterns.p
 
 from dataclasses import replace
 
+from experiments.configs import mnist_lenet5_magnitude_patterns as lenet5
 from experiments.configs.cifar10_conv4_learned_patterns import experiment as learned
 from experiments.nm_phases import PrunePattern
 
-prune = PrunePattern(where=learned.phases[1].where)
-experiment = replace(learned, phases=(learned.phases[0], prune))
-grid = [
-    {"prune.n": n, "prune.transposable": transposable}
-    for n in (2, 1)
-    for transposable in (False, True)
-]
+dense, learn = learned.phases
+experiment = replace(learned, phases=(dense, PrunePattern(where=learn.where)))
+grid = lenet5.grid
