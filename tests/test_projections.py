@@ -304,7 +304,7 @@ WRONG = {
     "cost NaN": ({"a": one}, 1.0, {"a": np.nan}, "'a' must be positive and finite"),
     "cost inf": ({"a": one}, 1.0, {"a": np.inf}, "'a' must be positive and finite"),
     "cost shape": ({"a": one}, 1.0, {"a": jnp.ones(2)}, r"'a' must be one .*\(3,\).*\(2,\)"),
-    "cost absent": ({"a": one, "b": one}, 1.0, {"a": 1.0}, "costs"),
+    "cost absent": ({"a": one, "b": one}, 1.0, {"a": 1.0}, "the costs must have the structure"),
     "cost None": ({"a": one, "b": one}, 1.0, {"a": 1.0, "b": None}, "costs of leaf 'b'"),
 }  # fmt: skip
 
