@@ -74,6 +74,16 @@ def test_nnx_optimizer(name):
     assert jp.count(as_pure(optax.tree.get(optimizer.opt_state, "mask"))) == 16
 
 
+def check_training(step, params, state):
+    losses = []
+    for _ in range(20):
+        params, state, loss = step(params, state)
+        losses.append(loss)
+    assert losses[-1] < losses[0]
+    assert float(jp.sparsity(params)) == 0.75
+    assert jp.count(optax.tree.get(state, "mask")) == 16
+
+
 @pytest.mark.parametrize("name", ["keep_mask", "top_k", "top_k_every_3"])
 def test_nnx_state_as_params(name):
     graphdef, params = nnx.split(Perceptron(), nnx.Param)
@@ -86,13 +96,7 @@ def test_nnx_state_as_params(name):
         updates, state = tx.update(grads, state, params)
         return optax.apply_updates(params, updates), state, loss
 
-    losses = []
-    for _ in range(20):
-        params, state, loss = step(params, state)
-        losses.append(loss)
-    assert losses[-1] < losses[0]
-    assert float(jp.sparsity(params)) == 0.75
-    assert jp.count(optax.tree.get(state, "mask")) == 16
+    check_training(step, params, state)
 
 
 @pytest.mark.parametrize("name", ["keep_mask", "top_k", "top_k_every_3"])
@@ -109,10 +113,4 @@ def test_equinox(name):
         updates, state = tx.update(grads, state, params)
         return eqx.apply_updates(params, updates), state, loss
 
-    losses = []
-    for _ in range(20):
-        params, state, loss = step(params, state)
-        losses.append(loss)
-    assert losses[-1] < losses[0]
-    assert float(jp.sparsity(params)) == 0.75
-    assert jp.count(optax.tree.get(state, "mask")) == 16
+    check_training(step, params, state)
