@@ -21,24 +21,16 @@ Change it over time             cubic_sparsity, cubic_density, annealed_temperat
 Hand over to hardware           pack_24, unpack_24
 """
 
-from jaxprune.choices import gumbel_pattern_mask, init_pattern_logits, pattern_mask
-from jaxprune.counting import mask_count, smallest_n
-from jaxprune.groups import group_norms
-from jaxprune.gumbel import inverse_density, project_logits, rescale, signed_constant
-from jaxprune.hoyer import (
+from jaxprune.methods.gumbel import inverse_density, project_logits, rescale, signed_constant
+from jaxprune.methods.hoyer import (
     add_group_hoyer_square,
     add_hoyer_square,
     add_penalty,
     threshold_mask,
 )
-from jaxprune.masks import apply_mask, count, prunable, sparsity
-from jaxprune.nm import keep_nm, keep_transposable_nm
-from jaxprune.patterns import (
-    nm_mask,
-    transposable_nm_mask,
-    transposable_potentials,
-)
-from jaxprune.penalties import (
+from jaxprune.methods.learned_patterns import gumbel_pattern_mask, init_pattern_logits, pattern_mask
+from jaxprune.methods.nm_training import keep_nm, keep_transposable_nm
+from jaxprune.methods.penalties import (
     group_hoyer_square,
     group_lasso,
     hoyer_ratio,
@@ -47,26 +39,31 @@ from jaxprune.penalties import (
     transformed_l1,
     trimming_point,
 )
-from jaxprune.probmask import (
+from jaxprune.methods.probmask import (
     best_sampled_mask,
     init_probabilities,
     project_probabilities,
     vrpge_gradient,
 )
-from jaxprune.projections import projection_capped_simplex
-from jaxprune.pruning import keep_mask, project_top_k, straight_through
-from jaxprune.reconstruction import reconstruct
-from jaxprune.report import Layer, layers, table
-from jaxprune.sampling import (
+from jaxprune.methods.pruning import keep_mask, project_top_k, straight_through
+from jaxprune.methods.schedules import annealed_temperature, cubic_density, cubic_sparsity
+from jaxprune.networks.reconstruction import reconstruct
+from jaxprune.patterns.counting import mask_count, smallest_n
+from jaxprune.patterns.groups import group_norms
+from jaxprune.patterns.nm import nm_mask
+from jaxprune.patterns.packing import Packed24, pack_24, unpack_24
+from jaxprune.patterns.transposable import transposable_nm_mask, transposable_potentials
+from jaxprune.trees.masks import apply_mask, count, prunable, sparsity
+from jaxprune.trees.projections import projection_capped_simplex
+from jaxprune.trees.report import Layer, layers, table
+from jaxprune.trees.sampling import (
     bernoulli_mask,
     counter_bits,
     gumbel_mask,
     relaxed_bernoulli,
     surrogate_gradient,
 )
-from jaxprune.schedules import annealed_temperature, cubic_density, cubic_sparsity
-from jaxprune.selection import top_k_mask
-from jaxprune.semi_structured import Packed24, pack_24, unpack_24
+from jaxprune.trees.selection import top_k_mask
 
 __all__ = [
     "Layer",

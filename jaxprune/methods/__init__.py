@@ -1,0 +1,1 @@
+"""Optax transformations and the pure functions beside them, one method a file."""

@@ -1,0 +1,277 @@
+r"""Sparsity penalties as scalar functions of arrays and trees, with gradients in closed form.
+
+With S1 = sum |w| and S2 = sum w^2 of one tensor, the Hoyer-Square S1^2 / S2 counts weights softly:
+k for k equal magnitudes, whatever their size. Its gradient
+
+.. math::
+  \frac{2}{\tau} \left(\operatorname{sign} w - \frac{w}{\tau}\right), \qquad \tau = S_2 / S_1
+
+pulls what is smaller than the trimming point tau to zero and pushes away what is larger (Yang, Wen,
+Li, "DeepHoyer", ICLR 2020, arXiv 1908.09979). Group Hoyer-Square is the same of the groups' norms.
+
+Tensors are divided by their largest magnitude before anything is squared, which changes nothing in
+a scale-invariant function and keeps float32 from overflowing. At zero, where the functions are 0/0,
+values and gradients are 0. Sums are float32 or wider.
+"""
+
+import functools
+from collections.abc import Callable
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from jaxprune.patterns import groups
+from jaxprune.trees import masks
+
+
+def hoyer_square(tree: chex.ArrayTree, *, normalized: bool = False) -> jax.Array:
+    r"""Hoyer-Square, summed over the leaves.
+
+    .. math:: \sum_{w} \frac{(\sum_i |w_i|)^2}{\sum_i w_i^2}
+
+    Args:
+      tree: an array, or a tree of floating-point arrays and `None`.
+      normalized: divide each leaf's value by its size: then it lies in (0, 1], and one strength
+        fits leaves of all sizes.
+
+    Returns:
+      float32 scalar (float64 for float64 leaves): between 1 and the size for each leaf that isn't
+      zero, 0 for one that is. The gradient has the leaves' dtypes.
+
+    Raises:
+      ValueError: for a tree without leaves, or leaves that aren't floating-point.
+
+    Source: DeepHoyer (ICLR 2020), section 3.2.
+
+    >>> import jax, jax.numpy as jnp
+    >>> import jaxprune as jp
+    >>> float(jp.hoyer_square(jnp.array([3.0, 4.0])))
+    1.96
+    >>> jax.grad(jp.hoyer_square)(jnp.array([3.0, 4.0])).round(4)
+    Array([ 0.0896, -0.0672], dtype=float32)
+    """
+
+    def of_leaf(leaf):
+        return _hoyer_square(leaf) / (max(leaf.size, 1) if normalized else 1)
+
+    return _sum_over(tree, of_leaf)
+
+
+def group_hoyer_square(
+    tree: chex.ArrayTree, axes: groups.Axes, *, normalized: bool = False
+) -> jax.Array:
+    r"""Hoyer-Square of the Euclidean norms of groups, summed over the leaves.
+
+    .. math:: \sum_{w} \frac{(\sum_g \|w_g\|)^2}{\sum_g \|w_g\|^2}
+
+    Args:
+      tree: an array, or a tree of floating-point arrays and `None`.
+      axes: the axes inside a group, over which the norm runs: integers, or names that fit any layer
+        ("inputs", "outputs", "heads", as in `group_norms`). Of a sequence of names the penalties
+        add up: `("inputs", "outputs")` is the paper's for channels and filters.
+      normalized: divide each value by the number of groups.
+
+    Returns:
+      float32 scalar (float64 for float64 leaves). Groups of zeros count as absent, and their
+      gradient is 0.
+
+    Raises:
+      ValueError: for a tree without leaves, leaves that aren't floating-point, or axes that a leaf
+        doesn't have.
+
+    Source: DeepHoyer (ICLR 2020), section 3.3.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxprune as jp
+    >>> rows = jnp.array([[3.0, 4.0], [0.0, 0.0]])  # (inputs, outputs)
+    >>> [float(jp.group_hoyer_square(rows, name)) for name in ("inputs", "outputs")]
+    [1.0, 1.96]
+    """
+
+    def of_groups(leaf, inside):
+        count = groups.count(leaf.shape, inside) if normalized else 1
+        return _group_hoyer_square(leaf, inside) / count
+
+    return _sum_over_groups(tree, axes, of_groups)
+
+
+def hoyer_ratio(tree: chex.ArrayTree) -> jax.Array:
+    r"""The Hoyer ratio of L1 to L2 norm, summed over the leaves: the square root of Hoyer-Square.
+
+    .. math:: \sum_{w} \frac{\sum_i |w_i|}{\sqrt{\sum_i w_i^2}}
+
+    Args:
+      tree: an array, or a tree of floating-point arrays and `None`.
+
+    Returns:
+      float32 scalar (float64 for float64 leaves); 0, with gradient 0, for zero leaves.
+
+    Raises:
+      ValueError: for a tree without leaves, or leaves that aren't floating-point.
+
+    Source: Hoyer, "Non-negative matrix factorization with sparseness constraints" (JMLR 2004).
+
+    >>> import jax.numpy as jnp
+    >>> import jaxprune as jp
+    >>> float(jp.hoyer_ratio(jnp.array([3.0, 4.0])))
+    1.4
+    """
+    return _sum_over(tree, _hoyer_ratio)
+
+
+def l1(tree: chex.ArrayTree) -> jax.Array:
+    """The sum of magnitudes over all leaves, float32 or wider.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxprune as jp
+    >>> float(jp.l1({"w": jnp.array([3.0, -4.0]), "b": None}))
+    7.0
+    """
+    return _sum_over(tree, lambda leaf: jnp.sum(_magnitude(leaf)))
+
+
+def transformed_l1(tree: chex.ArrayTree) -> jax.Array:
+    """The sum of 2 |w| / (1 + |w|) over all leaves, float32 or wider: L1 for small, L0 for large w.
+
+    Source: Ma, Miao, Niu, Zhang, "Transformed L1 regularization for learning sparse deep neural
+    networks" (Neural Networks 2019), with a = 1.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxprune as jp
+    >>> float(jp.transformed_l1(jnp.array([0.0, 1.0, -3.0])))
+    2.5
+    """
+
+    def of_leaf(leaf):
+        magnitude = _magnitude(leaf)
+        return jnp.sum(2.0 * magnitude / (1.0 + magnitude))
+
+    return _sum_over(tree, of_leaf)
+
+
+def group_lasso(tree: chex.ArrayTree, axes: groups.Axes) -> jax.Array:
+    """The sum of the groups' Euclidean norms over all leaves, float32 or wider.
+
+    Args:
+      tree: an array, or a tree of floating-point arrays and `None`.
+      axes: as for `group_hoyer_square`.
+
+    Raises:
+      ValueError: for a tree without leaves, leaves that aren't floating-point, or axes that a leaf
+        doesn't have.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxprune as jp
+    >>> float(jp.group_lasso(jnp.array([[3.0, 4.0], [0.0, 0.0]]), "outputs"))
+    7.0
+    """
+    return _sum_over_groups(tree, axes, lambda leaf, inside: jnp.sum(groups.norms(leaf, inside)))
+
+
+def trimming_point(x: jax.Array) -> jax.Array:
+    """S2 / S1 of an array: Hoyer-Square shrinks what is smaller and grows what is larger.
+
+    Args:
+      x: floating-point array of any shape; for groups, their norms.
+
+    Returns:
+      float32 scalar (float64 for float64), in the units of `x`; 0 if all of it is 0.
+
+    Source: DeepHoyer (ICLR 2020), section 3.2.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxprune as jp
+    >>> float(jp.trimming_point(jnp.array([3.0, 4.0])))
+    3.571428
+    """
+    _, scale, s1, s2 = _moments(x)
+    return scale * s2 / _or_one(s1)
+
+
+def _sum_over(tree, penalty: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    masks.check_floating("a penalty", tree)
+    return functools.reduce(jnp.add, [penalty(_wide(leaf)) for leaf in jax.tree.leaves(tree)])
+
+
+def _sum_over_groups(tree, axes, penalty) -> jax.Array:
+    masks.check_floating("a penalty", tree)
+    terms = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        wide = _wide(leaf)
+        for inside in groups.axes_inside(axes, masks.path_name(path), leaf.shape):
+            terms.append(penalty(wide, inside))
+    return functools.reduce(jnp.add, terms)
+
+
+def _wide(x: jax.Array) -> jax.Array:
+    """In the dtype to sum in; its gradient is rounded to the dtype of x once, at the end."""
+    return x.astype(masks.at_least_float32(x))
+
+
+def _magnitude(x: jax.Array) -> jax.Array:
+    """|x| with the derivative sign(x), which is 0 at 0, where that of `jnp.abs` is 1."""
+    return x * jax.lax.stop_gradient(jnp.sign(x))
+
+
+def _or_one(x: jax.Array) -> jax.Array:
+    """A denominator that isn't zero."""
+    return jnp.where(x == 0, 1.0, x)
+
+
+def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """u = x / scale with |u| <= 1, the scale, sum |u| and sum u^2."""
+    x = _wide(x)
+    scale = _or_one(jax.lax.stop_gradient(jnp.max(jnp.abs(x), initial=0.0)))
+    u = x / scale
+    return u, scale, jnp.sum(_magnitude(u)), jnp.sum(u * u)
+
+
+@jax.custom_jvp
+def _hoyer_square(x: jax.Array) -> jax.Array:
+    _, _, s1, s2 = _moments(x)
+    return s1 * (s1 / _or_one(s2))
+
+
+@_hoyer_square.defjvp
+def _hoyer_square_jvp(primals, tangents):
+    u, scale, s1, s2 = _moments(*primals)
+    ratio = s1 / _or_one(s2)
+    gradient = (2.0 * ratio / scale) * (jnp.sign(u) - ratio * u)
+    return s1 * ratio, _along(gradient, tangents)
+
+
+@jax.custom_jvp
+def _hoyer_ratio(x: jax.Array) -> jax.Array:
+    _, _, s1, s2 = _moments(x)
+    return s1 / jnp.sqrt(_or_one(s2))
+
+
+@_hoyer_ratio.defjvp
+def _hoyer_ratio_jvp(primals, tangents):
+    u, scale, s1, s2 = _moments(*primals)
+    norm = jnp.sqrt(_or_one(s2))
+    gradient = (jnp.sign(u) - (s1 / _or_one(s2)) * u) / (norm * scale)
+    return s1 / norm, _along(gradient, tangents)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _group_hoyer_square(x: jax.Array, inside: tuple[int, ...]) -> jax.Array:
+    _, _, s1, s2 = _moments(groups.norms(x, inside))
+    return s1 * (s1 / _or_one(s2))
+
+
+@_group_hoyer_square.defjvp
+def _group_hoyer_square_jvp(inside, primals, tangents):
+    (x,) = primals
+    norm = groups.norms(x, inside)
+    u, scale, s1, s2 = _moments(norm)
+    ratio = s1 / _or_one(s2)
+    pull = jnp.where(norm > 0, 1.0 - ratio * u, 0.0)
+    direction = x.astype(norm.dtype) / _or_one(norm)
+    return s1 * ratio, _along((2.0 * ratio / scale) * pull * direction, tangents)
+
+
+def _along(gradient: jax.Array, tangents) -> jax.Array:
+    """The directional derivative."""
+    return jnp.sum(gradient * tangents[0])

@@ -1,0 +1,188 @@
+"""ProbMask: a probability of being kept for every weight, trained under one global budget.
+
+Zhou, Zhang, Xu, Zhang, "Effective Sparsification of Neural Networks with Global Sparsity
+Constraint" (CVPR 2021, arXiv 2105.01571). The probabilities are a second tree beside the weights.
+The loss samples a soft mask of them (`relaxed_bernoulli`), an optimizer updates them, and
+`project_probabilities` takes them back to the budget; each layer's density is an outcome. At the
+end a mask is fixed: the exact budget by `top_k_mask`, or the best of several samples by
+`best_sampled_mask`. Frozen weights (`optax.set_to_zero`) make it a search for a supermask.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxprune.methods.pruning import check_fraction, needed
+from jaxprune.trees import masks, projections, sampling
+
+
+def init_probabilities(
+    params: chex.ArrayTree, where: masks.Where | None = None, value: float = 1.0
+) -> chex.ArrayTree:
+    """A keep probability for every prunable weight.
+
+    Args:
+      params: tree of arrays.
+      where: which leaves can be pruned, as for `prunable`.
+      value: the probability to start from. At 1 the gradient is exactly 0, so frozen weights need
+        a start below 1.
+
+    Returns:
+      A tree like `params` of float32 arrays filled with `value`, `None` where a leaf stays dense.
+
+    Raises:
+      ValueError: for a value outside [0, 1], or if nothing is prunable.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxprune as jp
+    >>> jp.init_probabilities({"kernel": jnp.zeros((1, 2)), "bias": jnp.zeros(2)})
+    {'bias': None, 'kernel': Array([[1., 1.]], dtype=float32)}
+    """
+    check_fraction("the initial probability", value)
+    return jax.tree.map(
+        lambda keep: jnp.full_like(keep, value, dtype=jnp.float32), masks.prunable(params, where)
+    )
+
+
+class ProjectProbabilitiesState(NamedTuple):
+    """`count`: updates so far, an int32 scalar."""
+
+    count: jax.typing.ArrayLike
+
+
+def project_probabilities(
+    density: optax.ScalarOrSchedule, costs: chex.ArrayTree | None = None
+) -> optax.GradientTransformation:
+    """Projects keep probabilities onto one budget over all layers, after the links before it.
+
+    The updated probabilities lie in [0, 1] and cost at most `density` of what keeping everything
+    costs (`projection_capped_simplex`; up to float32's rounding of params + updates).
+
+    Args:
+      density: in [0, 1]; a number, or a schedule of the link's own count (`cubic_density`).
+      costs: of one weight, as for `projection_capped_simplex`; by default 1.
+
+    Returns:
+      A transformation for the end of a chain over the tree of probabilities alone:
+      `optax.partition` joins it with the weights' optimizer.
+
+    Raises:
+      ValueError: for a density outside [0, 1], or costs that don't fit.
+
+    >>> import jax.numpy as jnp, optax
+    >>> import jaxprune as jp
+    >>> probs = {"w": jnp.array([1.0, 1.0, 1.0, 1.0])}
+    >>> tx = optax.chain(optax.adam(0.1), jp.project_probabilities(0.5))
+    >>> grads = {"w": jnp.array([-1.0, -1.0, 1.0, 1.0])}
+    >>> updates, _ = tx.update(grads, tx.init(probs), probs)
+    >>> optax.apply_updates(probs, updates)["w"].round(3).tolist()
+    [0.6000000238418579, 0.6000000238418579, 0.4000000059604645, 0.4000000059604645]
+    """
+    check_fraction("density", density)
+
+    def init_fn(params):
+        del params
+        return ProjectProbabilitiesState(count=jnp.int32(0))
+
+    def update_fn(updates, state, params=None):
+        moved: Any = optax.apply_updates(needed(params), updates)
+        fraction = density(state.count) if callable(density) else density
+        here = None if costs is None else masks.visible(moved, costs)
+        budget = jnp.asarray(fraction, jnp.float32) * _total_cost(moved, here)
+        projected = projections.projection_capped_simplex(moved, budget, costs=here)
+        updates = jax.tree.map(jnp.subtract, projected, params)
+        return updates, ProjectProbabilitiesState(count=optax.safe_increment(state.count))
+
+    return optax.GradientTransformation(init_fn, update_fn)
+
+
+def _total_cost(probs, costs) -> jax.typing.ArrayLike:
+    if costs is None:
+        return float(sum(leaf.size for leaf in jax.tree.leaves(probs)))
+    spent = jax.tree.map(lambda p, c: p.size * jnp.mean(jnp.asarray(c, jnp.float32)), probs, costs)
+    return optax.tree.sum(spent)
+
+
+def best_sampled_mask(
+    key: chex.PRNGKey,
+    probs: chex.ArrayTree,
+    score: Callable[[chex.ArrayTree], chex.Numeric],
+    *,
+    draws: int = 10,
+) -> tuple[chex.ArrayTree, chex.Numeric]:
+    """Draws masks from the probabilities and returns the one with the highest score.
+
+    The number of kept weights is random: its mean is the sum of s, its variance the sum of s (1 -
+    s). For an exact number use `top_k_mask(probs, k)`.
+
+    Args:
+      key: one `jax.random.key`.
+      probs: tree of keep probabilities and `None`.
+      score: from a mask to a number, such as the accuracy on held-out training data.
+      draws: how many masks to try.
+
+    Returns:
+      The best mask and its score.
+
+    >>> import jax, jax.numpy as jnp
+    >>> import jaxprune as jp
+    >>> probs = {"w": jnp.array([0.5, 0.5])}
+    >>> mask, score = jp.best_sampled_mask(jax.random.key(0), probs, lambda m: m["w"].sum())
+    >>> mask, int(score)
+    ({'w': Array([ True,  True], dtype=bool)}, 2)
+    """
+    if draws < 1:
+        raise ValueError(f"`draws` must be at least 1, got {draws}")
+    masks_drawn = (sampling.bernoulli_mask(k, probs) for k in jax.random.split(key, draws))
+    return max(((mask, score(mask)) for mask in masks_drawn), key=lambda scored: scored[1])
+
+
+def vrpge_gradient(
+    losses: jax.Array, masks: Sequence[chex.ArrayTree], probs: chex.ArrayTree
+) -> chex.ArrayTree:
+    r"""Estimates the gradient of the probabilities from losses alone, without back-propagation.
+
+    .. math::
+      g = \frac{1}{I-1} \sum_j (L_j - \bar L) \frac{m_j - s}{\sqrt{\max(s(1-s), \epsilon)}}
+
+    an unbiased estimate of sqrt(s (1 - s)) dE[L]/ds (VRPGE: "Efficient Neural Network Training via
+    Forward and Backward Propagation Sparsification", NeurIPS 2021, section 3).
+
+    Args:
+      losses: shape (I,), I >= 2: the loss under each mask.
+      masks: I hard masks, samples of `bernoulli_mask`.
+      probs: tree of keep probabilities and `None`.
+
+    Returns:
+      A tree like `probs`, float32.
+
+    Raises:
+      ValueError: for fewer than two masks, or another number of losses.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxprune as jp
+    >>> probs, kept = {"w": jnp.array([0.5])}, {"w": jnp.array([True])}
+    >>> jp.vrpge_gradient(jnp.array([1.0, 3.0]), [kept, {"w": jnp.array([False])}], probs)
+    {'w': Array([-2.], dtype=float32)}
+    """
+    draws = len(masks)
+    if draws < 2 or losses.shape != (draws,):
+        raise ValueError(
+            f"needs at least two masks and one loss for each, got {draws} masks and losses of "
+            f"shape {losses.shape}"
+        )
+    advantages = (losses - jnp.mean(losses)) / (draws - 1)
+
+    def estimate(prob, *drawn):
+        prob = prob.astype(jnp.float32)
+        spread = jnp.sqrt(jnp.maximum(prob * (1.0 - prob), 1e-20))
+        return sum(
+            advantage * (mask.astype(jnp.float32) - prob) / spread
+            for advantage, mask in zip(advantages, drawn, strict=True)
+        )
+
+    return jax.tree.map(estimate, probs, *masks)

@@ -1,0 +1,1 @@
+"""What must see the user's function, and so reads its jaxpr."""

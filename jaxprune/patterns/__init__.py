@@ -1,0 +1,1 @@
+"""Which structure a mask may have, and the best mask of that structure."""

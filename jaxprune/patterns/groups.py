@@ -1,0 +1,138 @@
+"""Groups of weights that leave a layer together: rows, columns, channels, filters, heads.
+
+A group is given by the axes inside it. Names for them are resolved here, once for all layouts that
+Flax has: kernels are (..., inputs, outputs), that is (in, out) of a Dense layer and HWIO of a
+convolution; attention's query, key and value are (inputs, heads, size) and its out (heads, size,
+outputs), known by these names and their three dimensions.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from jaxprune.trees import masks
+
+Axes: TypeAlias = str | Sequence[int] | Sequence[str]
+
+_NAMES = ("inputs", "outputs", "heads")
+# What of a kernel is its inputs, and so on; other kernels have inputs at -2 and outputs at -1.
+_ATTENTION = {
+    "query": {"inputs": (0,), "heads": (1,), "outputs": (1, 2)},
+    "key": {"inputs": (0,), "heads": (1,), "outputs": (1, 2)},
+    "value": {"inputs": (0,), "heads": (1,), "outputs": (1, 2)},
+    "out": {"inputs": (0, 1), "heads": (0,), "outputs": (2,)},
+}
+_ATTENTION_KERNEL = re.compile(r"(?:^|/)(query|key|value|out)/kernel(?:/value)?$")
+
+
+def group_norms(params: chex.ArrayTree, axes: Axes) -> chex.ArrayTree:
+    """The Euclidean norm of each group of each leaf, to choose groups by.
+
+    Args:
+      params: an array, or a tree of floating-point arrays and `None`.
+      axes: the axes inside a group, over which the norm runs: integers, the same for each leaf; or
+        a name. "outputs": a group holds what makes one output: a matrix's column, a convolution's
+        filter. "inputs": what one input goes to: a row, an input channel. "heads": what belongs to
+        one head of Flax's attention.
+
+    Returns:
+      A tree like `params`, float32 or wider, with length 1 along the axes inside a group, so that
+      it broadcasts against the leaf.
+
+    Raises:
+      ValueError: for a tree without leaves, leaves that aren't floating-point, or axes that a leaf
+        doesn't have; the message names the leaf.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxprune as jp
+    >>> jp.group_norms({"kernel": jnp.array([[3.0, 0.0], [4.0, 1.0]])}, "outputs")
+    {'kernel': Array([[5., 1.]], dtype=float32)}
+
+    The one output of largest norm, as a mask of weights:
+
+    >>> kernel = jnp.array([[3.0, 0.0], [4.0, 1.0]])
+    >>> jnp.broadcast_to(jp.top_k_mask(jp.group_norms(kernel, "outputs"), 1), kernel.shape)
+    Array([[ True, False],
+           [ True, False]], dtype=bool)
+    """
+    masks.check_floating("a group norm", params)
+
+    def of_leaf(path, leaf):
+        inside = axes_inside(axes, masks.path_name(path), leaf.shape)
+        if len(inside) > 1:
+            raise ValueError(f"norms are of one kind of group, got {axes}: call once for each")
+        return norms(leaf, inside[0])
+
+    return jax.tree_util.tree_map_with_path(of_leaf, params)
+
+
+def axes_inside(axes: Axes, path: str, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """The axes inside a group of this leaf, as non-negative integers, for each kind of group.
+
+    Raises:
+      ValueError: if the leaf doesn't have them.
+    """
+    if isinstance(axes, str):
+        return [_all_but(side(axes, path, shape), shape)]
+    kinds = {type(axis) for axis in axes} if isinstance(axes, Sequence) else set()
+    if kinds not in ({int}, {str}):
+        raise ValueError(f"axes must be integers or names among {_NAMES}, got {axes!r}")
+    if isinstance(axes[0], str):
+        return [_all_but(side(str(name), path, shape), shape) for name in axes]
+    integers = [int(axis) for axis in axes]
+    inside = sorted(axis % len(shape) for axis in integers if -len(shape) <= axis < len(shape))
+    if len(set(inside)) != len(integers):
+        raise ValueError(
+            f"axes {tuple(integers)} must be different axes of leaf '{path}' of shape {shape}; "
+            "choose leaves with `where`, or name the groups ('inputs', 'outputs')"
+        )
+    return [tuple(inside)]
+
+
+def side(name: str, path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The consecutive axes of a leaf that are its inputs, outputs or heads.
+
+    Raises:
+      ValueError: if the leaf has none.
+    """
+    if name not in _NAMES:
+        raise ValueError(f"groups are named {', '.join(_NAMES)}, got {name!r}")
+    attention = _ATTENTION_KERNEL.search(path) if len(shape) == 3 else None
+    if attention:
+        return _ATTENTION[attention[1]][name]
+    if name == "heads":
+        raise ValueError(
+            f"leaf '{path}' of shape {shape} has no heads: only three-dimensional kernels of "
+            "query, key, value and out are known to have some; choose leaves with `where`, or "
+            "give the axes inside a group as integers"
+        )
+    if len(shape) < 2:
+        raise ValueError(
+            f"leaf '{path}' of shape {shape} has no {name}: choose leaves with `where`, or give "
+            "the axes inside a group as integers"
+        )
+    return (len(shape) - 2,) if name == "inputs" else (len(shape) - 1,)
+
+
+def _all_but(axes: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(axis for axis in range(len(shape)) if axis not in axes)
+
+
+def norms(x: jax.Array, inside: tuple[int, ...]) -> jax.Array:
+    """Euclidean norms over the axes, float32 or wider, safe at any scale, with a gradient at 0."""
+    x = x.astype(masks.at_least_float32(x))
+    scale = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=inside, keepdims=True, initial=0.0))
+    scale = jnp.where(scale == 0, 1.0, scale)
+    squares = jnp.sum((x / scale) ** 2, axis=inside, keepdims=True)
+    absent = squares == 0
+    return jnp.where(absent, 0.0, scale * jnp.sqrt(jnp.where(absent, 1.0, squares)))
+
+
+def count(shape: tuple[int, ...], inside: tuple[int, ...]) -> int:
+    """The number of groups, at least 1."""
+    return math.prod(max(size, 1) for axis, size in enumerate(shape) if axis not in inside)

@@ -1,0 +1,97 @@
+"""Kernels as matrices (inputs, outputs), and matrices as tiles."""
+
+import math
+import numbers
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from jaxprune.patterns import groups
+from jaxprune.trees import masks, selection
+
+_LARGEST = 32
+
+
+def as_matrices(path: str, leaf: jax.Array) -> jax.Array:
+    """The leaf as (matrices, inputs, outputs)."""
+    inputs, outputs = (groups.side(name, path, leaf.shape) for name in ("inputs", "outputs"))
+    sizes = [math.prod(leaf.shape[axis] for axis in side) for side in (inputs, outputs)]
+    return leaf.reshape(-1, *sizes)
+
+
+def axes_of(axis: str | int, path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The consecutive axes of a leaf that are meant."""
+    if isinstance(axis, str):
+        return groups.side(axis, path, shape)
+    return groups.axes_inside([axis], path, shape)[0]
+
+
+def length(axis: str | int, path: str, shape: tuple[int, ...]) -> int:
+    """Along the axis, or the axes together that are a kernel's "inputs" or "outputs"."""
+    return math.prod(shape[i] for i in axes_of(axis, path, shape))
+
+
+def check_pattern(n, m: int) -> None:
+    """Raises a ValueError unless 0 <= n <= m <= 32 and m >= 1; an n that is traced passes."""
+    if isinstance(n, float):
+        raise ValueError(f"N:M keeps a whole number of m entries, got n = {n}")
+    if not (1 <= m <= _LARGEST and (not isinstance(n, numbers.Integral) or 0 <= int(n) <= m)):
+        raise ValueError(
+            f"N:M keeps 0 <= n <= m of m entries, 1 <= m <= {_LARGEST}; got n = {n}, m = {m}"
+        )
+
+
+def check(name: str, scores: chex.ArrayTree, n, m: int) -> None:
+    """Raises a ValueError unless these are scores that a mask n:m can be chosen by."""
+    check_pattern(n, m)
+    masks.check_floating(name, scores)
+    selection.check_no_nan(scores)
+
+
+def whole_tiles(matrices: jax.Array, m: int) -> jax.Array:
+    """(m, m, matrices, inputs // m, outputs // m)."""
+    count, inputs, outputs = matrices.shape
+    rows, columns = inputs // m, outputs // m
+    whole = matrices[:, : rows * m, : columns * m].reshape(count, rows, m, columns, m)
+    return whole.transpose(2, 4, 0, 1, 3)
+
+
+def place_tiles(matrices: jax.Array, tiles: jax.Array) -> jax.Array:
+    """Puts them back."""
+    m, _, count, rows, columns = tiles.shape
+    whole = tiles.transpose(2, 3, 0, 4, 1).reshape(count, rows * m, columns * m)
+    return matrices.at[:, : rows * m, : columns * m].set(whole)
+
+
+def _edges(matrices: jax.Array, m: int) -> list[jax.Array]:
+    """What is left over: rows below the whole tiles, with the corner, and columns beside them."""
+    _, inputs, outputs = matrices.shape
+    rows, columns = inputs - inputs % m, outputs - outputs % m
+    return [matrices[:, rows:], matrices[:, :rows, columns:]]
+
+
+def edge_tiles(matrices: jax.Array, m: int) -> jax.Array:
+    """The edges as tiles (m, m, tiles), padded by NaN, in float32 or wider."""
+    tiles = []
+    for edge in _edges(matrices, m):
+        edge = edge.astype(masks.at_least_float32(edge))
+        edge = jnp.where(jnp.isnan(edge), -jnp.inf, edge)
+        missing = [(0, -size % m) for size in edge.shape[1:]]
+        padded = jnp.pad(edge, [(0, 0), *missing], constant_values=jnp.nan)
+        tiles.append(whole_tiles(padded, m).reshape(m, m, -1))
+    return jnp.concatenate(tiles, axis=2)
+
+
+def place_edges(matrices: jax.Array, tiles: jax.Array, m: int) -> jax.Array:
+    """Puts them back."""
+    count, inputs, outputs = matrices.shape
+    rows, columns = inputs - inputs % m, outputs - outputs % m
+    for edge, at in zip(_edges(matrices, m), ((rows, 0), (0, columns)), strict=True):
+        height, width = edge.shape[1:]
+        shape = (count, -(-height // m), -(-width // m))
+        own, tiles = jnp.split(tiles, [math.prod(shape)], axis=2)
+        padded = jnp.zeros((count, shape[1] * m, shape[2] * m), bool)
+        whole = place_tiles(padded, own.reshape(m, m, *shape))[:, :height, :width]
+        matrices = jax.lax.dynamic_update_slice(matrices, whole, (0, *at))
+    return matrices

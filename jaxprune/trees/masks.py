@@ -1,0 +1,266 @@
+"""Masks as trees: which leaves can be pruned; apply, count and check a mask.
+
+A mask has the structure of the parameters, with a boolean array where a leaf can be pruned and
+`None` where it stays dense. Functions of parameters and a mask take the parameters first:
+`jax.tree.map(f, params, mask)` then hands `None` to `f` where a leaf stays dense.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxprune.trees import wide
+
+Where = Callable[[str, Any], bool] | str
+
+
+def path_name(path) -> str:
+    """A leaf's key path as text, such as `layers/0/kernel`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def prunable(params: chex.ArrayTree, where: Where | None = None) -> chex.ArrayTree:
+    """Chooses the leaves that can be pruned, as a mask that keeps every weight.
+
+    Args:
+      params: any tree of arrays: Flax NNX state, Linen dict, Equinox module, lists. Shapes
+        suffice (`jax.ShapeDtypeStruct`) under `jax.eval_shape`.
+      where: `None` for floating-point leaves with two or more dimensions (kernels and embeddings,
+        but no biases and no normalisation scales); a regular expression that is searched for in
+        the leaf's path (`"kernel"`, `"^encoder/.*kernel"`); or a predicate on (path, leaf). A
+        leaf that is not floating-point is never chosen.
+
+    Returns:
+      A tree like `params`: an all-`True` array for each chosen leaf, `None` for the others.
+
+    Raises:
+      ValueError: if nothing is chosen; the message lists the paths.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxprune as jp
+    >>> params = {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}
+    >>> jp.prunable(params)
+    {'bias': None, 'kernel': Array([[ True,  True,  True],
+           [ True,  True,  True]], dtype=bool)}
+    """
+    if where is None:
+        chosen = lambda path, leaf: leaf.ndim >= 2
+    elif isinstance(where, str):
+        pattern = re.compile(where)
+        chosen = lambda path, leaf: pattern.search(path) is not None
+    else:
+        chosen = where
+
+    def keep_all(path, leaf):
+        if is_floating(leaf) and chosen(path_name(path), leaf):
+            return jnp.ones_like(leaf, dtype=bool)
+        return None
+
+    mask = jax.tree_util.tree_map_with_path(keep_all, params)
+    if not jax.tree.leaves(mask):
+        paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        raise ValueError(
+            "no leaf can be pruned: it takes a floating-point leaf "
+            + ("of two or more dimensions" if where is None else f"that `where`={where!r} chooses")
+            + f"; the leaves are {paths}. Pass `where` to choose others."
+        )
+    return mask
+
+
+def is_floating(leaf) -> bool:
+    """Whether a leaf is a floating-point array."""
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def is_boolean(leaf) -> bool:
+    """Whether a leaf is a boolean array."""
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.bool_)
+
+
+def apply_mask(params: chex.ArrayTree, mask: chex.ArrayTree) -> chex.ArrayTree:
+    """Sets pruned weights to exactly zero, or scales weights by a soft mask.
+
+    Args:
+      params: tree of arrays.
+      mask: tree like `params`. Where its leaf is boolean, weights under `False` become 0 (NaN and
+        infinity too); where it is floating-point (a sample of `relaxed_bernoulli`), weights are
+        multiplied by it in float32 or wider; where it is `None`, the leaf is left alone.
+
+    Returns:
+      A tree like `params`, with its dtypes.
+
+    Raises:
+      ValueError: if the mask doesn't fit; the message names the leaf.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxprune as jp
+    >>> jp.apply_mask({"w": jnp.array([1.0, 2.0])}, {"w": jnp.array([True, False])})
+    {'w': Array([1., 0.], dtype=float32)}
+    """
+    mask = fit_mask(params, mask)
+
+    def masked(weight, keep):
+        if keep is None:
+            return weight
+        if is_boolean(keep):
+            return jnp.where(keep, weight, jnp.zeros_like(weight))
+        product = wider_dtype(weight, keep)
+        return (weight.astype(product) * keep.astype(product)).astype(weight.dtype)
+
+    return jax.tree.map(masked, params, mask)
+
+
+def wider_dtype(a: jax.Array, b: jax.Array):
+    """The dtype that holds both arrays' values, under strict promotion too."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.promote_types(a.dtype, b.dtype)
+
+
+def at_least_float32(x: jax.Array):
+    """The dtype to calculate in: float64 for float64, float32 for what is narrower."""
+    return jnp.float64 if x.dtype == jnp.float64 else jnp.float32
+
+
+def fit_mask(params: chex.ArrayTree, mask: chex.ArrayTree) -> chex.ArrayTree:
+    """The mask, checked against `params`, without leaves that `optax.masked` hides from a link.
+
+    Raises:
+      ValueError: if the mask doesn't fit; the message names the leaf.
+    """
+    masks = leaves_like(params, mask, "the mask", "`prunable(params)` or a function of such a tree")
+    paths_and_leaves, structure = jax.tree_util.tree_flatten_with_path(params, is_leaf=_hidden)
+    for (path, leaf), keep in zip(paths_and_leaves, masks, strict=True):
+        if not _hidden(leaf) and keep is not None and jnp.shape(keep) != jnp.shape(leaf):
+            raise ValueError(
+                f"the mask of leaf '{path_name(path)}' must have the leaf's shape "
+                f"{jnp.shape(leaf)} or be None, got {getattr(keep, 'shape', keep)}"
+            )
+    return structure.unflatten(
+        leaf if _hidden(leaf) else keep
+        for (_, leaf), keep in zip(paths_and_leaves, masks, strict=True)
+    )
+
+
+def leaves_like(params: chex.ArrayTree, tree: chex.ArrayTree, name: str, made_by: str) -> list:
+    """What the tree has in the place of each leaf of `params`: a leaf or None.
+
+    Raises:
+      ValueError: if the structures differ; the message says what the tree is and how it's made.
+    """
+    try:
+        return jax.tree.structure(params, is_leaf=_hidden).flatten_up_to(tree)
+    except ValueError as error:
+        raise ValueError(
+            f"{name} must have the structure of the parameters, with None for leaves that don't "
+            f"take part; make it by {made_by}. {error}"
+        ) from error
+
+
+def visible(params: chex.ArrayTree, tree: chex.ArrayTree) -> chex.ArrayTree:
+    """The tree with what `optax.masked` or `optax.partition` hides from a link hidden as well."""
+    return jax.tree.map(lambda p, x: p if _hidden(p) else x, params, tree, is_leaf=_hidden)
+
+
+def _hidden(leaf) -> bool:
+    return isinstance(leaf, optax.MaskedNode)
+
+
+@jax.jit
+def _nonzero_total(leaves: list[jax.Array]) -> wide.Wide:
+    """The exact number of non-zero entries of all leaves, as a scalar `Wide`."""
+    if not leaves:
+        return wide.wide(0)
+    rows = [[leaf if is_boolean(leaf) else leaf != 0] for leaf in leaves]
+    return wide.at(wide.total(wide.exact_sums(rows, [1])), 0)
+
+
+def count(mask: chex.ArrayTree) -> int:
+    """The number of kept weights, exactly, past 2**31 too and without x64.
+
+    Args:
+      mask: tree of boolean arrays and `None`.
+
+    Returns:
+      A Python integer; so the call waits for the device. Inside `jax.jit` use `sparsity`.
+
+    Raises:
+      TypeError: for leaves that aren't boolean (count of a parameter tree: see `sparsity`).
+
+    >>> import jax.numpy as jnp
+    >>> import jaxprune as jp
+    >>> jp.count({"w": jnp.array([True, False, True]), "b": None})
+    2
+    """
+    check_boolean(mask)
+    return wide.to_int(_nonzero_total(jax.tree.leaves(mask)))
+
+
+def check_boolean(mask: chex.ArrayTree) -> None:
+    """Raises a TypeError that names the leaf unless all leaves are boolean arrays."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(mask):
+        if not is_boolean(leaf):
+            raise TypeError(
+                f"a mask has boolean leaves, but leaf '{path_name(path)}' is "
+                f"{getattr(leaf, 'dtype', type(leaf).__name__)}; of parameters there is `sparsity`"
+            )
+
+
+def check_floating(name: str, tree: chex.ArrayTree) -> None:
+    """Raises a ValueError that names the leaf unless there are leaves, all floating-point."""
+    paths_and_leaves = jax.tree_util.tree_leaves_with_path(tree)
+    if not paths_and_leaves:
+        raise ValueError(f"{name} needs arrays, but the tree has no leaves")
+    for path, leaf in paths_and_leaves:
+        if not is_floating(leaf):
+            raise ValueError(
+                f"{name} needs floating-point arrays, but leaf '{path_name(path)}' is "
+                f"{getattr(leaf, 'dtype', type(leaf).__name__)}; put None in the place of leaves "
+                "that don't take part"
+            )
+
+
+def sharded_alike(function: Callable[..., chex.ArrayTree], tree: chex.ArrayTree) -> Callable:
+    """The function with results sharded like the tree, whose leaves' shapes they have.
+
+    On a mesh with Explicit axes, where a reshape would ask for its result's sharding, the function
+    runs as it does with Auto axes; elsewhere it is left as it is.
+    """
+    shardings = jax.tree.map(lambda leaf: jax.typeof(leaf).sharding, tree)
+    for sharding in jax.tree.leaves(shardings):
+        if jax.sharding.AxisType.Explicit in sharding.mesh.axis_types:
+            axes = sharding.mesh.explicit_axes
+            auto_axes: Any = jax.sharding.auto_axes
+            return auto_axes(function, axes=axes, out_sharding=shardings)
+    return function
+
+
+def sparsity(tree: chex.ArrayTree) -> jax.Array:
+    """The fraction of zeros among prunable weights.
+
+    Args:
+      tree: a mask (boolean leaves and `None`), or parameters, of which the leaves that `prunable`
+        chooses by default are counted.
+
+    Returns:
+      float32 scalar in [0, 1], from an exact count; works inside `jax.jit`.
+
+    Raises:
+      ValueError: if nothing is prunable.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxprune as jp
+    >>> float(jp.sparsity({"w": jnp.array([[1.0, 0.0], [0.0, 0.0]]), "b": jnp.ones(2)}))
+    0.75
+    """
+    leaves = jax.tree.leaves(tree)
+    if not leaves or not all(map(is_boolean, leaves)):
+        chosen = jax.tree.map(lambda x, keep: None if keep is None else x, tree, prunable(tree))
+        leaves = jax.tree.leaves(chosen)
+    size = sum(leaf.size for leaf in leaves)
+    zeros = wide.subtract(wide.wide(size), _nonzero_total(leaves))
+    return wide.to_float(zeros) / max(size, 1)

@@ -1,0 +1,245 @@
+"""Random masks: relaxed and hard samples of independent Bernoulli variables.
+
+A weight is kept with probability s. The relaxed sample is the binary concrete (Gumbel-softmax)
+distribution, through which gradients reach s; the hard sample is a mask. One draw is one key.
+"""
+
+import math
+from collections.abc import Callable
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from jaxprune.trees import masks, positions
+
+RandomBits = Callable[..., jax.Array]
+
+_EPSILON = 1e-20  # keeps logarithms and gradients finite at probabilities 0 and 1
+
+
+def relaxed_bernoulli(
+    key: chex.PRNGKey,
+    probs: chex.ArrayTree,
+    temperature: jax.typing.ArrayLike,
+    *,
+    random_bits: RandomBits = jax.random.bits,
+) -> chex.ArrayTree:
+    r"""Samples soft masks that are differentiable in the probabilities.
+
+    .. math::
+      m = \sigma\big((\log(s+\epsilon) - \log(1-s+\epsilon) + l) / \tau\big),
+      \quad l \sim \mathrm{Logistic}(0, 1),\ \epsilon = 10^{-20}
+
+    P(m > 1/2) = s at any temperature; as it falls, m approaches 0 or 1. The gradient
+    m (1 - m) (1/(s+e) + 1/(1-s+e)) / temperature is finite everywhere, and exactly 0 at s = 1.
+
+    Args:
+      key: one `jax.random.key`.
+      probs: tree of floating-point arrays in [0, 1] and `None`.
+      temperature: positive; a Python number, or a scalar that may be traced. The inverse
+        temperature of "Effective Sparsification ..." (CVPR 2021) is 1 / temperature.
+      random_bits: a function (key, shape, dtype) -> uint32 array; `counter_bits` is faster
+        where random numbers dominate.
+
+    Returns:
+      A tree like `probs` of float32 arrays in [0, 1], whatever the dtype of `probs`.
+
+    Raises:
+      ValueError: for a tree without leaves, or one that isn't floating-point; for a temperature of
+        0 or less.
+
+    >>> import jax, jax.numpy as jnp
+    >>> import jaxprune as jp
+    >>> jp.relaxed_bernoulli(jax.random.key(0), {"w": jnp.array([0.0, 1.0])}, 0.5)
+    {'w': Array([0., 1.], dtype=float32)}
+    """
+    check_temperature(temperature)
+
+    def soft(key, prob):
+        uniform = open_uniform(prob, key, random_bits)
+        prob = prob.astype(jnp.float32)
+        keep = jnp.log((prob + _EPSILON) * uniform)
+        # XLA would fold 1 - s + e to 1 - s; in float32 the maximum is the same number.
+        drop = jnp.log(jnp.maximum(1.0 - prob, _EPSILON) * (1.0 - uniform))
+        return jax.nn.sigmoid((keep - drop) / temperature)
+
+    return map_with_keys(soft, key, probs)
+
+
+def gumbel_mask(
+    key: chex.PRNGKey,
+    logits: chex.ArrayTree,
+    temperature: jax.typing.ArrayLike = 1.0,
+    *,
+    random_bits: RandomBits = jax.random.bits,
+) -> chex.ArrayTree:
+    r"""Samples hard masks with the gradient of the relaxed sample (Gumbel-softmax of two classes).
+
+    .. math::
+      m = [a + l > 0], \quad \frac{\partial m}{\partial a} := \frac{y (1 - y)}{\tau}, \quad
+      y = \sigma\big((a + l) / \tau\big), \quad l \sim \mathrm{Logistic}(0, 1)
+
+    A weight is kept with probability sigma(a), at any temperature. The logit a is any real number:
+    nothing needs to be projected.
+
+    Args:
+      key: one `jax.random.key`.
+      logits: tree of floating-point arrays and `None`.
+      temperature: positive; a Python number, or a scalar that may be traced.
+      random_bits: as for `relaxed_bernoulli`.
+
+    Returns:
+      A tree like `logits` of float32 arrays, exactly 0 or 1.
+
+    Raises:
+      ValueError: for a tree without leaves, or one that isn't floating-point; for a temperature of
+        0 or less.
+
+    Source: Dupont et al., "Extracting effective subnetworks with Gumbel-softmax" (ICIP 2022),
+    section 3; Jang et al. (ICLR 2017) for the straight-through estimator.
+
+    >>> import jax, jax.numpy as jnp
+    >>> import jaxprune as jp
+    >>> jp.gumbel_mask(jax.random.key(0), {"w": jnp.array([-30.0, 30.0])})
+    {'w': Array([0., 1.], dtype=float32)}
+    """
+    check_temperature(temperature)
+
+    def sample(key, logit):
+        uniform = open_uniform(logit, key, random_bits)
+        noisy = logit.astype(jnp.float32) + jnp.log(uniform) - jnp.log1p(-uniform)
+        return surrogate_gradient(noisy > 0, jax.nn.sigmoid(noisy / temperature))
+
+    return map_with_keys(sample, key, logits)
+
+
+def surrogate_gradient(mask: chex.ArrayTree, soft: chex.ArrayTree) -> chex.ArrayTree:
+    """The values of a hard mask with the gradient of a soft one: a straight-through estimator.
+
+    Args:
+      mask: tree of booleans and `None`.
+      soft: tree like it of floating-point arrays, from which the gradient comes. With
+        `mask = bernoulli_mask(key, probs)` and `soft = probs` this is the estimator of supermasks,
+        with `mask = top_k_mask(scores, k)` and `soft = scores` that of edge-popup.
+
+    Returns:
+      A tree like `soft`, exactly 0 or 1.
+
+    Sources: Zhou et al., "Deconstructing lottery tickets" (NeurIPS 2019), for supermasks;
+    Ramanujan et al., "What's hidden in a randomly weighted neural network?" (CVPR 2020), for
+    edge-popup.
+
+    >>> import jax, jax.numpy as jnp
+    >>> import jaxprune as jp
+    >>> scores = jnp.array([0.1, 0.9])
+    >>> kept = lambda s: jp.surrogate_gradient(jp.top_k_mask(s, 1), s)
+    >>> kept(scores), jax.grad(lambda s: jnp.sum(kept(s) * jnp.array([2.0, 3.0])))(scores)
+    (Array([0., 1.], dtype=float32), Array([2., 3.], dtype=float32))
+    """
+
+    def one(keep, soft):
+        # In this order the sum is exactly 0 or 1.
+        return keep.astype(soft.dtype) + (soft - jax.lax.stop_gradient(soft))
+
+    return jax.tree.map(one, mask, soft)
+
+
+def bernoulli_mask(
+    key: chex.PRNGKey, probs: chex.ArrayTree, *, random_bits: RandomBits = jax.random.bits
+) -> chex.ArrayTree:
+    """Samples a mask that keeps each weight with its probability, to 2**-24.
+
+    Args:
+      key: one `jax.random.key`.
+      probs: tree of floating-point arrays in [0, 1] and `None`.
+      random_bits: as for `relaxed_bernoulli`.
+
+    Returns:
+      A mask like `probs`.
+
+    Raises:
+      ValueError: for a tree without leaves, or one that isn't floating-point.
+
+    >>> import jax, jax.numpy as jnp
+    >>> import jaxprune as jp
+    >>> jp.bernoulli_mask(jax.random.key(0), {"w": jnp.array([0.0, 1.0])})
+    {'w': Array([False,  True], dtype=bool)}
+    """
+
+    def hard(key, prob):
+        uniform = (_bits_like(prob, key, random_bits) >> 8).astype(jnp.float32) * 2.0**-24
+        return uniform < prob.astype(jnp.float32)
+
+    return map_with_keys(hard, key, probs)
+
+
+def check_temperature(temperature: jax.typing.ArrayLike) -> None:
+    """Raises a ValueError for a Python number that isn't positive; traced values pass."""
+    if isinstance(temperature, (int, float)) and not temperature > 0:
+        raise ValueError(
+            f"the temperature must be positive, got {temperature}: for masks of 0 and 1 a low one "
+            "isn't needed, `bernoulli_mask` and `gumbel_mask` draw them at any"
+        )
+
+
+def map_with_keys(sample, key: chex.PRNGKey, probs: chex.ArrayTree) -> chex.ArrayTree:
+    """`sample(key, leaf)` of each leaf, with keys of their own."""
+    leaves, structure = jax.tree.flatten(probs)
+    if not leaves or not all(masks.is_floating(leaf) for leaf in leaves):
+        dtypes = [str(leaf.dtype) for leaf in leaves]
+        raise ValueError(
+            f"probabilities must be floating-point arrays, and logits too; got leaves of {dtypes}"
+        )
+    keys = jax.random.split(key, len(leaves))
+    return structure.unflatten(map(sample, keys, leaves))
+
+
+def open_uniform(like: jax.Array, key: chex.PRNGKey, random_bits: RandomBits) -> jax.Array:
+    """The middles of 2**23 equal intervals of [0, 1]: never 0 or 1."""
+    bits = _bits_like(like, key, random_bits)
+    return ((bits >> 9).astype(jnp.float32) + 0.5) * 2.0**-23
+
+
+def _bits_like(prob: jax.Array, key: chex.PRNGKey, random_bits: RandomBits) -> jax.Array:
+    """A uint32 array of the shape and, on a mesh with Explicit axes, the sharding of `prob`."""
+    # With Explicit axes and without this, each device would draw the whole leaf.
+    draw = lambda key: random_bits(key, prob.shape, jnp.uint32)
+    return masks.sharded_alike(draw, prob)(key)
+
+
+def counter_bits(
+    key: chex.PRNGKey, shape: tuple[int, ...], dtype: jax.typing.DTypeLike = jnp.uint32
+) -> jax.Array:
+    """Random bits from a hash of each entry's position: fewer operations than `jax.random.bits`.
+
+    The position is hashed twice (a 32-bit finalizer of two multiplications, with constants from the
+    tables of hash-prospector), each time after a word of the key is added. XLA fuses all of it into
+    the loop that uses the bits. Good enough for masks (its tests: uniformity, serial correlation,
+    correlation between keys and avalanche); not for cryptography.
+
+    Args:
+      key: one `jax.random.key` of any implementation.
+      shape: of the result; fewer than 2**32 entries.
+      dtype: uint32.
+
+    Returns:
+      uint32 array.
+
+    >>> import jax
+    >>> import jaxprune as jp
+    >>> jp.counter_bits(jax.random.key(0), (2, 3)).shape
+    (2, 3)
+    """
+    if jnp.dtype(dtype) != jnp.uint32:
+        raise ValueError(f"counter_bits makes uint32, not {jnp.dtype(dtype)}")
+    if math.prod(shape) >= 2**32:
+        raise ValueError(f"counter_bits counts to 2**32, but shape {shape} has more entries")
+    words = jax.random.bits(key, (2,), jnp.uint32)
+    return _scramble(_scramble(positions.flat(shape) + words[0]) + words[1])
+
+
+def _scramble(x: jax.Array) -> jax.Array:
+    x = (x ^ (x >> 16)) * jnp.uint32(0x21F0AAAD)
+    x = (x ^ (x >> 15)) * jnp.uint32(0xD35A2D97)
+    return x ^ (x >> 15)
