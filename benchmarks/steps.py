@@ -61,8 +61,8 @@ def main() -> None:
                 "dense step": step(optax.adam(1e-3), task, weights),
                 "two dense steps": two_steps(optax.adam(1e-3), task, weights),
                 "keep_mask": step(optax.chain(optax.adam(1e-3), jp.keep_mask(mask)), task, weights),
-                "project_top_k every 100": step(
-                    optax.chain(optax.adam(1e-3), jp.project_top_k(0.9, every=100)),
+                "keep_top_k every 100": step(
+                    optax.chain(optax.adam(1e-3), jp.keep_top_k(0.9, every=100)),
                     task,
                     weights,
                     warm=1,

@@ -4,7 +4,7 @@ Which weights can be pruned?    prunable
 How sparse is it?               sparsity, count, layers, table
 Zero what a mask prunes         apply_mask, keep_mask
 Keep pruned weights alive       straight_through
-Choose what stays               top_k_mask, project_top_k
+Choose what stays               top_k_mask, keep_top_k
 Choose by pattern               nm_mask, transposable_nm_mask, transposable_potentials,
                                 keep_nm, keep_transposable_nm, mask_count, smallest_n
 Make up for what is pruned      reconstruct
@@ -45,7 +45,7 @@ from jaxprune.methods.probmask import (
     project_probabilities,
     vrpge_gradient,
 )
-from jaxprune.methods.pruning import keep_mask, project_top_k, straight_through
+from jaxprune.methods.pruning import keep_mask, keep_top_k, straight_through
 from jaxprune.methods.schedules import annealed_temperature, cubic_density, cubic_sparsity
 from jaxprune.networks.reconstruction import reconstruct
 from jaxprune.patterns.counting import mask_count, smallest_n
@@ -91,6 +91,7 @@ __all__ = [
     "inverse_density",
     "keep_mask",
     "keep_nm",
+    "keep_top_k",
     "keep_transposable_nm",
     "l1",
     "layers",
@@ -100,7 +101,6 @@ __all__ = [
     "pattern_mask",
     "project_logits",
     "project_probabilities",
-    "project_top_k",
     "projection_capped_simplex",
     "prunable",
     "reconstruct",

@@ -63,7 +63,7 @@ class ProjectionState(NamedTuple):
     mask: chex.ArrayTree
 
 
-def project_top_k(
+def keep_top_k(
     sparsity: optax.ScalarOrSchedule,
     *,
     every: int = 1,
@@ -92,7 +92,7 @@ def project_top_k(
     >>> import jax.numpy as jnp, optax
     >>> import jaxprune as jp
     >>> params = {"w": jnp.array([[1.0, -2.0], [3.0, 0.5]])}
-    >>> tx = optax.chain(optax.sgd(0.1), jp.project_top_k(0.5))
+    >>> tx = optax.chain(optax.sgd(0.1), jp.keep_top_k(0.5))
     >>> updates, _ = tx.update({"w": jnp.ones((2, 2))}, tx.init(params), params)
     >>> optax.apply_updates(params, updates)["w"].tolist()
     [[0.0, -2.0999999046325684], [2.9000000953674316, 0.0]]
@@ -170,13 +170,13 @@ def straight_through(
       d \leftarrow d + \mathrm{inner}(g, d) \qquad w = \mathrm{projection}(d)
 
     With an N:M mask and `decay` = 0 this is the straight-through estimator, with `decay` SR-STE;
-    with `project_top_k` it is dynamic pruning with feedback. The decay of pruned weights makes
+    with `keep_top_k` it is dynamic pruning with feedback. The decay of pruned weights makes
     them return less often; it is added to the gradient before the optimizer, Adam too.
 
     Args:
       inner: the optimizer. It sees the dense weights as its parameters: weight decay acts on all.
       projection: a link that projects parameters: `keep_nm`, `keep_transposable_nm`,
-        `project_top_k`, or a chain of them.
+        `keep_top_k`, or a chain of them.
       decay: lambda; 2e-4 is SR-STE's with SGD. A scalar.
 
     Returns:

@@ -117,16 +117,16 @@ def scheduled(count):
 
 ROWS = [
     Row("keep_mask", lambda: jp.keep_mask(half_mask()), weights, pruned_are_zero),
-    Row("top_k", lambda: jp.project_top_k(0.75), weights, kept_exactly(lambda count: 16)),
+    Row("top_k", lambda: jp.keep_top_k(0.75), weights, kept_exactly(lambda count: 16)),
     Row(
         "top_k_schedule",
-        lambda: jp.project_top_k(rising_sparsity),
+        lambda: jp.keep_top_k(rising_sparsity),
         weights,
         kept_exactly(lambda count: round(SIZE * scheduled(count))),
     ),
     Row(
         "top_k_every_3",
-        lambda: jp.project_top_k(0.75, every=3),
+        lambda: jp.keep_top_k(0.75, every=3),
         weights,
         kept_exactly(lambda count: 16),
     ),

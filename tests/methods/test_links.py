@@ -181,7 +181,7 @@ def equations(jaxpr):
 
 
 def test_only_the_mask_is_computed_in_a_cond(relaxed):
-    tx, params = optax.chain(relaxed(optax.adam(0.1)), jp.project_top_k(0.75, every=3)), weights()
+    tx, params = optax.chain(relaxed(optax.adam(0.1)), jp.keep_top_k(0.75, every=3)), weights()
     jaxpr = jax.make_jaxpr(tx.update)(params, tx.init(params), params)
     conds = [e for e in equations(jaxpr.jaxpr) if e.primitive.name == "cond"]
     outputs = [out.aval for cond in conds for out in cond.outvars]
@@ -194,7 +194,7 @@ def test_only_the_mask_is_computed_in_a_cond(relaxed):
 
 def test_count_is_exact_when_xla_fuses_scores_with_what_comes_before():
     """A score that is calculated twice, once with and once without FMA, would miss its own cut."""
-    tx = optax.chain(optax.sgd(0.1), jp.project_top_k(0.5))
+    tx = optax.chain(optax.sgd(0.1), jp.keep_top_k(0.5))
 
     @jax.jit
     def step(params, grads):
@@ -207,7 +207,7 @@ def test_count_is_exact_when_xla_fuses_scores_with_what_comes_before():
 
 
 def test_a_pruned_weight_returns_only_when_the_mask_is_chosen_anew():
-    link = jp.project_top_k(0.75, every=3)
+    link = jp.keep_top_k(0.75, every=3)
     params = jax.tree.map(jnp.copy, weights())
     update, state, masks = jax.jit(link.update), link.init(params), []
     for step in range(7):

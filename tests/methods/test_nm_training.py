@@ -79,7 +79,7 @@ def test_the_mask_is_the_best_of_the_updated_weights_when_it_is_renewed():
 
 
 def test_in_one_chain_with_hoyer_square_and_a_global_budget(relaxed):
-    links = jp.add_hoyer_square(1e-3), relaxed(optax.adam(1e-2)), jp.project_top_k(0.75)
+    links = jp.add_hoyer_square(1e-3), relaxed(optax.adam(1e-2)), jp.keep_top_k(0.75)
     tx = optax.chain(*links, jp.keep_nm(2, 4))
     params, _ = steps_of(tx, {"kernel": normal(64, 32)}, 5)[-1]
     kept = params["kernel"] != 0
@@ -204,7 +204,7 @@ def test_bfloat16_parameters_have_float32_weights_behind_them(relaxed_promotion)
 
 
 def test_straight_through_with_a_chain_of_projections(relaxed):
-    projection = optax.chain(jp.project_top_k(0.75), jp.keep_transposable_nm(2, 4, every=3))
+    projection = optax.chain(jp.keep_top_k(0.75), jp.keep_transposable_nm(2, 4, every=3))
     inner = optax.chain(jp.add_hoyer_square(1e-3), relaxed(optax.adamw(1e-2)))
     tx = jp.straight_through(inner, projection, decay=1e-3)
     params, _ = steps_of(tx, {"kernel": normal(64, 32)}, 7)[-1]
