@@ -246,14 +246,14 @@ def check_fraction(name: str, value) -> None:
         raise ValueError(f"{name} must lie in [0, 1], got {value}")
 
 
-def _kept(sparsity, count, size: int) -> wide.Wide:
+@wide.counts_in_64_bits
+def _kept(sparsity, count, size: int) -> jax.Array:
+    """How many of so many weights stay, as uint64."""
     if isinstance(sparsity, (int, float)):
-        return wide.wide(size - round(sparsity * size))
+        return jnp.uint64(size - round(sparsity * size))
     value = sparsity(count) if callable(sparsity) else sparsity
-    kept = jnp.round((1.0 - jnp.asarray(value, jnp.float32)) * float(size))
-    whole = wide.wide(size)
-    kept = wide.from_float(jnp.maximum(kept, 0.0))
-    return wide.where(wide.less(kept, whole), kept, whole)
+    kept = jnp.round((1.0 - jnp.asarray(value, jnp.float32)) * jnp.float32(size))
+    return jnp.minimum(jnp.maximum(kept, 0.0).astype(jnp.uint64), jnp.uint64(size))
 
 
 def needed(params: chex.ArrayTree | None) -> chex.ArrayTree:

@@ -170,13 +170,13 @@ def _hidden(leaf) -> bool:
     return isinstance(leaf, optax.MaskedNode)
 
 
+@wide.counts_in_64_bits
 @jax.jit
-def _nonzero_total(leaves: list[jax.Array]) -> wide.Wide:
-    """The exact number of non-zero entries of all leaves, as a scalar `Wide`."""
+def _nonzero_total(leaves: list[jax.Array]) -> jax.Array:
+    """The exact number of non-zero entries of all leaves, as a uint64 scalar."""
     if not leaves:
-        return wide.wide(0)
-    rows = [[leaf if is_boolean(leaf) else leaf != 0] for leaf in leaves]
-    return wide.at(wide.total(wide.exact_sums(rows, [1])), 0)
+        return jnp.uint64(0)
+    return jnp.sum(wide.exact_sums([[leaf if is_boolean(leaf) else leaf != 0] for leaf in leaves]))
 
 
 def count(mask: chex.ArrayTree) -> int:
@@ -197,7 +197,7 @@ def count(mask: chex.ArrayTree) -> int:
     2
     """
     check_boolean(mask)
-    return wide.to_int(_nonzero_total(jax.tree.leaves(mask)))
+    return int(_nonzero_total(jax.tree.leaves(mask)))
 
 
 def check_boolean(mask: chex.ArrayTree) -> None:
@@ -261,6 +261,11 @@ def sparsity(tree: chex.ArrayTree) -> jax.Array:
     if not leaves or not all(map(is_boolean, leaves)):
         chosen = jax.tree.map(lambda x, keep: None if keep is None else x, tree, prunable(tree))
         leaves = jax.tree.leaves(chosen)
+    return _zero_fraction(leaves)
+
+
+@wide.counts_in_64_bits
+def _zero_fraction(leaves):
     size = sum(leaf.size for leaf in leaves)
-    zeros = wide.subtract(wide.wide(size), _nonzero_total(leaves))
-    return wide.to_float(zeros) / max(size, 1)
+    zeros = jnp.uint64(size) - _nonzero_total(leaves)
+    return zeros.astype(jnp.float32) / jnp.float32(max(size, 1))

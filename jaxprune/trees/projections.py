@@ -132,10 +132,10 @@ def _share(score, v: _Shift, cost) -> jax.Array:
 def _shift(leaves, budget, costs) -> _Shift:
     """The smallest v >= 0 for which sum c clip(z - v c, 0, 1) <= budget."""
     size = sum(leaf.size for leaf in leaves)
-    fraction = min(_FRACTION, 63 - size.bit_length())  # so that all of it fits 64 bits
+    fraction = min(_FRACTION, 62 - size.bit_length())  # so that all of it fits 64 bits
     largest = jnp.stack([jnp.max(cost, initial=0.0) for cost in map(jnp.asarray, costs)]).max()
     scale = jnp.exp2(-jnp.ceil(jnp.log2(largest)))  # costs times scale lie in (0, 1]
-    limit = wide.from_float(jnp.minimum(budget * scale * 2.0**fraction, 2.0**63))
+    limit = jnp.minimum(budget * scale * 2.0**fraction, 2.0**62)
     per_leaf = all(jnp.ndim(cost) == 0 for cost in costs)
 
     def units(x, cost):
@@ -151,16 +151,22 @@ def _shift(leaves, budget, costs) -> _Shift:
             active = (share > 0) & (share < 1)
             slope = active if per_leaf else units(jnp.where(active, weight * weight, 0.0), cost)
             rows.append([units(share * weight, cost), slope])
-        sums = wide.exact_sums(rows, (fraction + 1, 1 if per_leaf else fraction + 1))
-        spent = wide.at(wide.total(sums), 0)
-        slopes = wide.to_float(wide.at(sums, (slice(None), 1)))
+        above, slopes = _excess_and_slopes(rows, limit)
         if per_leaf:  # counting active weights is cheaper than adding up their costs
             slopes = slopes * jnp.stack([cost * cost * (scale * 2.0**fraction) for cost in costs])
         else:
             slopes = slopes / scale
-        return wide.difference(spent, limit), jnp.sum(slopes)
+        return above, jnp.sum(slopes)
 
-    return _root(excess, wide.to_float(limit) * _PRECISION, 1.0 / largest)
+    return _root(excess, jnp.floor(limit) * _PRECISION, 1.0 / largest)
+
+
+@wide.counts_in_64_bits
+def _excess_and_slopes(rows, limit):
+    """By how much the first sums together exceed a limit, and each leaf's second sum; float32."""
+    sums = wide.exact_sums(rows)
+    excess = jnp.sum(sums[:, 0]).astype(jnp.int64) - limit.astype(jnp.int64)
+    return excess.astype(jnp.float32), sums[:, 1].astype(jnp.float32)
 
 
 def _evenly_spread(shape) -> jax.Array:

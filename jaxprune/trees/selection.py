@@ -10,19 +10,18 @@ Scores equal to the cut are kept in order of position (leaf by leaf, row by row)
 where the order cuts a leaf, the same search finds the position.
 """
 
+import functools
 import operator
 from collections.abc import Callable
 
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxprune.trees import masks, positions, wide
 
 _INFINITY = 0x7F800000  # the bits of float32's infinity
 _DIGIT = 2  # bits fixed in one pass: on CPUs 1 takes seven times as long, 4 half as long again
-_ONE_BIT = (1,) * (2**_DIGIT - 1)
 
 
 def top_k_mask(scores: chex.ArrayTree, k: int | jax.Array) -> chex.ArrayTree:
@@ -51,7 +50,7 @@ def top_k_mask(scores: chex.ArrayTree, k: int | jax.Array) -> chex.ArrayTree:
     """
     check_scores(scores)
     size = sum(leaf.size for leaf in jax.tree.leaves(scores))
-    return keep_largest(scores, _as_wide(k, size))
+    return keep_largest(scores, _as_count(k, size))
 
 
 def check_scores(scores: chex.ArrayTree) -> None:
@@ -91,31 +90,39 @@ def _has_nan(leaf):
     return jnp.any(jnp.isnan(leaf))
 
 
-def _as_wide(k, size: int) -> wide.Wide:
+@wide.counts_in_64_bits
+def _as_count(k, size: int):
+    """k as uint64."""
     if isinstance(k, jax.Array) and jnp.issubdtype(k.dtype, jnp.integer):
         if isinstance(k, jax.core.Tracer):
-            positive = jnp.maximum(k, 0).astype(jnp.uint32)
-            k = wide.Wide(jnp.zeros_like(positive), positive)
-            return wide.where(wide.less(k, wide.wide(size)), k, wide.wide(size))
+            return jnp.minimum(jnp.maximum(k, 0).astype(jnp.uint64), jnp.uint64(size))
         k = int(k)
     k = operator.index(k)
     if not 0 <= k <= size:
         raise ValueError(f"k must lie between 0 and the number of scores, {size}; got {k}")
-    return wide.wide(k)
+    return jnp.uint64(k)
 
 
-@jax.jit
-def keep_largest(scores: chex.ArrayTree, k: wide.Wide) -> chex.ArrayTree:
-    """`top_k_mask` of checked scores, with k of any size that may be traced."""
+@wide.counts_in_64_bits
+def keep_largest(scores: chex.ArrayTree, k: jax.Array, *, magnitudes: bool = False):
+    """`top_k_mask` of checked scores, or of their magnitudes, with a uint64 k within the size."""
+    of_tree = functools.partial(_keep_largest, magnitudes=magnitudes)
+    return masks.sharded_alike(of_tree, scores)(scores, k)
+
+
+@functools.partial(jax.jit, static_argnames="magnitudes")
+def _keep_largest(scores, k, *, magnitudes):
     leaves, structure = jax.tree.flatten(scores)
-    cut = _cut_value(leaves, k)
+    rank = functools.partial(_rank, magnitude=magnitudes)
+    cut = _cut_value(leaves, rank, k)
 
     def choose(leaves):
-        limits = _cut_positions(leaves, cut, k)
-        ranks = [_rank(leaf) for leaf in leaves]
+        tied, above = (lambda leaf: rank(leaf) == cut), (lambda leaf: rank(leaf) > cut)
+        limits = _cut_positions(leaves, tied, above, k)
+        leaves, limits = _read_again(leaves, limits)
         return [
-            (rank > cut) | ((rank == cut) & _precedes(positions.row_and_column(rank.shape), limit))
-            for rank, limit in zip(ranks, limits, strict=True)
+            above(leaf) | (tied(leaf) & (positions.exact(leaf.shape) < limit))
+            for leaf, limit in zip(leaves, limits, strict=True)
         ]
 
     # Both sides of the cut must see the same bits of a score. XLA may calculate scores again where
@@ -129,12 +136,13 @@ def keep_largest(scores: chex.ArrayTree, k: wide.Wide) -> chex.ArrayTree:
     return structure.unflatten(kept)
 
 
-def _rank(leaf: jax.Array) -> jax.Array:
+def _rank(leaf: jax.Array, magnitude: bool) -> jax.Array:
     """uint32 in the order of the scores: 0 for -inf and NaN, 2 * _INFINITY for inf."""
     bits = jax.lax.bitcast_convert_type(leaf.astype(jnp.float32), jnp.uint32)
-    magnitude = bits & 0x7FFFFFFF
-    rank = jnp.where(bits > 0x7FFFFFFF, _INFINITY - magnitude, _INFINITY + magnitude)
-    return jnp.where(magnitude > _INFINITY, jnp.uint32(0), rank)
+    size = bits & 0x7FFFFFFF
+    negative = (bits > 0x7FFFFFFF) & (not magnitude)
+    rank = jnp.where(negative, _INFINITY - size, _INFINITY + size)
+    return jnp.where(size > _INFINITY, jnp.uint32(0), rank)
 
 
 def _low_zero_bits(dtype) -> int:
@@ -143,110 +151,87 @@ def _low_zero_bits(dtype) -> int:
     return 23 - (jnp.finfo(dtype).nmant if floating else jnp.iinfo(dtype).bits - 1)
 
 
-def _largest(holds: Callable[[list[jax.Array]], jax.Array], first: int, last: int) -> jax.Array:
-    """The largest uint32 for which a monotone condition holds, digit by digit.
+def _largest(holds: Callable[[list[jax.Array]], jax.Array], start, digits) -> jax.Array:
+    """The largest integer for which a monotone condition holds, digit by digit.
 
     Args:
-      holds: takes 3 uint32 scalars and gives 3 booleans; true up to the answer, and at 0.
-      first: place of the answer's highest digit.
-      last: below this place the answer's bits are known to be 0.
+      holds: takes 3 scalars and gives 3 booleans; true up to the answer, and at 0.
+      start: zero in the answer's dtype, and the place of its highest digit.
+      digits: how many to fix; below them the answer's bits are known to be 0.
     """
+    zero, first = start
 
     def fix_digit(i, found):
-        place = first - _DIGIT * i
-        candidates = [found + (jnp.uint32(d) << place) for d in range(1, 2**_DIGIT)]
-        digit = jnp.sum(holds(candidates), dtype=jnp.uint32)
+        place = (first - _DIGIT * i).astype(zero.dtype)
+        candidates = [found + (zero.dtype.type(d) << place) for d in range(1, 2**_DIGIT)]
+        digit = jnp.sum(holds(candidates), dtype=zero.dtype)
         return found + (digit << place)
 
-    return jax.lax.fori_loop(
-        jnp.uint32(0), jnp.uint32(-(-(first - last) // _DIGIT) + 1), fix_digit, jnp.uint32(0)
-    )
+    return jax.lax.fori_loop(jnp.int32(0), digits, fix_digit, zero)
 
 
-def _cut_value(leaves, k: wide.Wide) -> jax.Array:
+def _read_again(leaves, then):
+    """The same leaves, of which XLA doesn't know it: else it would keep ranks of all in memory."""
+    return jax.lax.optimization_barrier((leaves, then))
+
+
+def _cut_value(leaves, rank, k) -> jax.Array:
     """The rank of the k-th largest score."""
 
     def reached_by_k(candidates):
-        # The barrier keeps XLA from ranking the tree before the loop, which would copy it.
-        here, candidates = jax.lax.optimization_barrier((leaves, candidates))
-        reached = [[_rank(leaf) >= c for c in candidates] for leaf in here]
-        return ~wide.less(wide.total(wide.exact_sums(reached, _ONE_BIT)), k)
+        here, candidates = _read_again(leaves, candidates)
+        reached = [[rank(leaf) >= c for c in candidates] for leaf in here]
+        return jnp.sum(wide.exact_sums(reached), axis=0) >= k
 
     known = min(_low_zero_bits(leaf.dtype) for leaf in leaves)
-    return _largest(reached_by_k, 32 - _DIGIT, known)
+    digits = -(-(32 - known) // _DIGIT)
+    return _largest(reached_by_k, (jnp.uint32(0), 32 - _DIGIT), digits)
 
 
-def _cut_positions(leaves, cut, k: wide.Wide):
+def _cut_positions(leaves, tied, above, k) -> list[jax.Array]:
     """For each leaf the position before which scores equal to the cut are kept."""
-    counts = wide.exact_sums([[_rank(leaf) > cut, _rank(leaf) == cut] for leaf in leaves], (1, 1))
-    above, ties = wide.at(wide.total(counts), 0), wide.at(counts, (slice(None), 1))
-    through = wide.running_total(ties)
-    wanted = wide.subtract(k, above)
-    whole = ~wide.less(wanted, through)
-    split = jnp.sum(whole, dtype=jnp.int32)  # the one leaf that the order may cut
-    before = wide.subtract(through, ties)
-    wanted_here = wide.subtract(wanted, wide.at(before, jnp.minimum(split, len(leaves) - 1)))
-    row, column = _nth_tie(leaves, cut, split, wanted_here)
-    everything = jnp.uint32(2**32 - 1)
-    here = jnp.arange(len(leaves)) == split
-    rows, columns = (
-        jnp.where(whole, everything, jnp.where(here, word, jnp.uint32(0))) for word in (row, column)
-    )
-    return [(rows[i], columns[i]) for i in range(len(leaves))]
+    counts = wide.exact_sums([[above(leaf), tied(leaf)] for leaf in leaves])
+    wanted = k - jnp.sum(counts[:, 0])
+    through = jnp.cumsum(counts[:, 1])  # ties of this leaf and of those before it
+    whole = through <= wanted
+    cut_leaf = jnp.sum(whole, dtype=jnp.int32)  # the one leaf that the order may cut
+    before = jnp.max(through, where=whole, initial=0)
+    inside = _nth_tie(leaves, tied, cut_leaf, wanted - before)
+
+    def limit(i, leaf):
+        dtype = positions.exact_dtype(leaf.shape)
+        everything = jnp.array(jnp.iinfo(dtype).max, dtype)
+        here = jnp.where(cut_leaf == i, inside.astype(dtype), dtype(0))
+        return jnp.where(whole[i], everything, here)
+
+    return [limit(i, leaf) for i, leaf in enumerate(leaves)]
 
 
-def _nth_tie(leaves, cut, chosen, wanted: wide.Wide):
-    """The position in leaf `chosen` before which `wanted` of its scores equal the cut.
+def _nth_tie(leaves, tied, chosen, wanted) -> jax.Array:
+    """The position in leaf `chosen` before which `wanted` of its ties lie; uint64.
 
-    One search is compiled for each kind of leaf, not for each leaf; it sees the leaf's ties alone.
-    `chosen` = len(leaves) means that no leaf is cut.
+    Other leaves aren't read. `chosen` = len(leaves) means that no leaf is cut: nothing is read.
     """
-    kinds: dict = {}
-    for i, leaf in enumerate(leaves):
-        kinds.setdefault(jax.typeof(leaf), []).append(i)
-    kind_of, place_of = np.full(len(leaves) + 1, len(kinds)), np.zeros(len(leaves) + 1, int)
-    for kind, members in enumerate(kinds.values()):
-        for place, i in enumerate(members):
-            kind_of[i], place_of[i] = kind, place
 
-    def search(members):
-        ties = [lambda i=i: _rank(leaves[i]) == cut for i in members]
-        place = jnp.asarray(place_of, jnp.int32)[chosen]
-        return lambda: _nth_true(jax.lax.switch(place, ties), wanted)
+    def ties_before(leaf, candidates):
+        leaf, candidates = _read_again(leaf, candidates)
+        position = positions.exact(leaf.shape)
+        kept = [tied(leaf) & (position < _saturated(c, position.dtype)) for c in candidates]
+        return wide.exact_sums([kept])[0]
 
-    return jax.lax.switch(
-        jnp.asarray(kind_of, jnp.int32)[chosen],
-        [search(members) for members in kinds.values()] + [lambda: (jnp.uint32(0), jnp.uint32(0))],
-    )
+    def at_most_wanted(candidates):
+        none = lambda leaf, candidates: jnp.zeros(len(candidates), jnp.uint64)
+        found = [
+            jax.lax.cond(chosen == i, ties_before, none, leaf, candidates)
+            for i, leaf in enumerate(leaves)
+        ]
+        return functools.reduce(jnp.add, found) <= wanted
 
-
-def _nth_true(tied: jax.Array, wanted: wide.Wide):
-    """The position (row, column) before which `wanted` entries are true."""
-    outer, inner = positions.row_and_column(tied.shape)
-    rows, columns = positions.rows_and_columns(tied.shape)
-
-    def at_most_wanted(before):
-        return lambda candidates: (
-            ~wide.less(
-                wanted,
-                wide.at(wide.exact_sums([[tied & before(c) for c in candidates]], _ONE_BIT), 0),
-            )
-        )
-
-    row = jnp.uint32(0)
-    if rows > 1:
-        row = _largest(at_most_wanted(lambda c: outer < c), _first_place(rows), 0)
-    column = _largest(
-        at_most_wanted(lambda c: _precedes((outer, inner), (row, c))), _first_place(columns), 0
-    )
-    return row, column
+    digits = -(-max(leaf.size for leaf in leaves).bit_length() // _DIGIT)
+    needed = jnp.where(chosen < len(leaves), digits, 0)
+    return _largest(at_most_wanted, (jnp.uint64(0), _DIGIT * (digits - 1)), needed)
 
 
-def _first_place(size: int) -> int:
-    return _DIGIT * ((max(size, 1).bit_length() - 1) // _DIGIT)
-
-
-def _precedes(position, limit):
-    outer, inner = position
-    row, column = limit
-    return (outer < row) | ((outer == row) & (inner < column))
+def _saturated(x: jax.Array, dtype) -> jax.Array:
+    """A uint64 in a dtype that may be narrower; what is too large becomes its largest."""
+    return jnp.minimum(x, jnp.uint64(jnp.iinfo(dtype).max)).astype(dtype)
