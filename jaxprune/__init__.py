@@ -1,7 +1,7 @@
 """jaxprune: sparse training in JAX by optax links and functions on trees.
 
 Which weights can be pruned?    prunable
-How sparse is it?               sparsity, count, layers, table
+How sparse is it?               sparsity, count, layers, table, problems
 Zero what a mask prunes         apply_mask, keep_mask
 Keep pruned weights alive       straight_through
 Choose what stays               top_k_mask, keep_top_k
@@ -17,7 +17,7 @@ Press towards sparsity          add_hoyer_square, add_group_hoyer_square, add_pe
 (DeepHoyer), then threshold     hoyer_square, group_hoyer_square, hoyer_ratio, l1, transformed_l1,
                                 group_lasso, threshold_mask, trimming_point, group_norms
 Constrain and sample            projection_capped_simplex, bernoulli_mask, counter_bits
-Change it over time             cubic_sparsity, cubic_density, annealed_temperature
+Change it over time             cubic_sparsity, annealed_temperature
 Hand over to hardware           pack_24, unpack_24
 """
 
@@ -45,8 +45,9 @@ from jaxprune.methods.probmask import (
     project_probabilities,
     vrpge_gradient,
 )
-from jaxprune.methods.pruning import keep_mask, keep_top_k, straight_through
-from jaxprune.methods.schedules import annealed_temperature, cubic_density, cubic_sparsity
+from jaxprune.methods.pruning import keep_mask, keep_top_k
+from jaxprune.methods.schedules import annealed_temperature, cubic_sparsity
+from jaxprune.methods.straight_through import straight_through
 from jaxprune.networks.reconstruction import reconstruct
 from jaxprune.patterns.counting import mask_count, smallest_n
 from jaxprune.patterns.groups import group_norms
@@ -55,7 +56,7 @@ from jaxprune.patterns.packing import Packed24, pack_24, unpack_24
 from jaxprune.patterns.transposable import transposable_nm_mask, transposable_potentials
 from jaxprune.trees.masks import apply_mask, count, prunable, sparsity
 from jaxprune.trees.projections import projection_capped_simplex
-from jaxprune.trees.report import Layer, layers, table
+from jaxprune.trees.report import Layer, layers, problems, table
 from jaxprune.trees.sampling import (
     bernoulli_mask,
     counter_bits,
@@ -77,7 +78,6 @@ __all__ = [
     "best_sampled_mask",
     "count",
     "counter_bits",
-    "cubic_density",
     "cubic_sparsity",
     "group_hoyer_square",
     "group_lasso",
@@ -99,6 +99,7 @@ __all__ = [
     "nm_mask",
     "pack_24",
     "pattern_mask",
+    "problems",
     "project_logits",
     "project_probabilities",
     "projection_capped_simplex",

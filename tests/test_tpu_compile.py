@@ -59,7 +59,7 @@ def probmask_step_case(mesh, last_link=None):
     products gather masked weights. `last_link` can stand in for the projection.
     """
     if last_link is None:
-        last_link = jp.project_probabilities(jp.cubic_density(0.1, 10, 100))
+        last_link = jp.project_probabilities(jp.cubic_sparsity(0.9, 10, 100))
 
     def array(shape, *spec, dtype=jnp.float32):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, jax.P(*spec)))

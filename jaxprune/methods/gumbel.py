@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune.methods import probmask
-from jaxprune.methods.pruning import needed
+from jaxprune.methods.keeping import needed
 from jaxprune.trees import masks
 
 _LIMIT = 10.0  # of a logit whose projected probability is 0 or 1
@@ -109,31 +109,31 @@ def inverse_density(mask: chex.ArrayTree) -> chex.ArrayTree:
     return jax.tree.map(of_leaf, mask)
 
 
-def project_logits(density: optax.ScalarOrSchedule) -> optax.GradientTransformation:
+def project_logits(sparsity: optax.ScalarOrSchedule) -> optax.GradientTransformation:
     """Projects logits so that their probabilities are within one budget over all layers.
 
-    A chosen density, which the paper doesn't have: sigma(logits) is projected as ProbMask's
+    A chosen sparsity, which the paper doesn't have: sigma(logits) is projected as ProbMask's
     probabilities are (`project_probabilities`), and taken back to logits within +-10.
 
     Args:
-      density: in [0, 1]; a number, or a schedule of the link's own count.
+      sparsity: in [0, 1], as for `project_probabilities`.
 
     Returns:
       A transformation for the end of a chain over the tree of logits alone.
 
     Raises:
-      ValueError: for a density outside [0, 1].
+      ValueError: for a sparsity outside [0, 1].
 
     >>> import jax, jax.numpy as jnp, optax
     >>> import jaxprune as jp
     >>> logits = {"w": jnp.zeros(4)}
-    >>> tx = optax.chain(optax.sgd(1.0), jp.project_logits(0.25))
+    >>> tx = optax.chain(optax.sgd(1.0), jp.project_logits(0.75))
     >>> grads = {"w": jnp.array([-1.0, 0.0, 0.0, 0.0])}
     >>> updates, _ = tx.update(grads, tx.init(logits), logits)
     >>> float(jax.nn.sigmoid(optax.apply_updates(logits, updates)["w"]).mean())
     0.25
     """
-    link = probmask.project_probabilities(density)
+    link = probmask.project_probabilities(sparsity)
 
     def update_fn(updates, state, params=None):
         moved = optax.apply_updates(needed(params), updates)

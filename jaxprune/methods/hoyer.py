@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune.methods import penalties
-from jaxprune.methods.pruning import needed
+from jaxprune.methods.keeping import needed
 from jaxprune.patterns import groups
 from jaxprune.trees import masks, selection
 
@@ -42,7 +42,7 @@ def add_penalty(
     Args:
       penalty: from the parameters, `None` in the place of leaves that can't be pruned and float32
         or wider in the others, to a scalar: `hoyer_square`, `l1`, `transformed_l1`, or with its
-        axes bound `functools.partial(group_lasso, axes="outputs")`. (`optax.inject_hyperparams`
+        axis bound `functools.partial(group_lasso, axis="outputs")`. (`optax.inject_hyperparams`
         wants to be told of functions that aren't schedules: `static_args="penalty"`.)
       strength: a number, also a traced one, or a schedule of the link's own count.
       where: which leaves can be pruned, as for `prunable`.
@@ -125,8 +125,8 @@ def add_hoyer_square(
 
 def add_group_hoyer_square(
     strength: optax.ScalarOrSchedule,
-    axes: groups.Axes = ("inputs", "outputs"),
     *,
+    axis: groups.Axis = ("inputs", "outputs"),
     normalized: bool = False,
     where: masks.Where | None = None,
 ) -> optax.GradientTransformation:
@@ -134,7 +134,7 @@ def add_group_hoyer_square(
 
     Args:
       strength: a number, also a traced one, or a schedule of the link's own count.
-      axes: the axes inside a group, or names, as for `group_hoyer_square`; by default the paper's:
+      axis: the axes inside a group, or names, as for `group_hoyer_square`; by default the paper's:
         input channels plus filters of convolutions, rows plus columns of matrices.
       normalized: divide each leaf's group Hoyer-Square by the number of its groups.
       where: which leaves can be pruned, as for `prunable`.
@@ -151,12 +151,12 @@ def add_group_hoyer_square(
     >>> import jax.numpy as jnp, optax
     >>> import jaxprune as jp
     >>> params = {"kernel": jnp.array([[3.0, 0.0], [0.0, 4.0]])}
-    >>> tx = optax.chain(jp.add_group_hoyer_square(1.0, axes="outputs"), optax.sgd(1.0))
+    >>> tx = optax.chain(jp.add_group_hoyer_square(1.0, axis="outputs"), optax.sgd(1.0))
     >>> updates, _ = tx.update(optax.tree.zeros_like(params), tx.init(params), params)
     >>> optax.apply_updates(params, updates)["kernel"].round(4).tolist()
     [[2.9104, 0.0], [0.0, 4.0672]]
     """
-    penalty = functools.partial(penalties.group_hoyer_square, axes=axes, normalized=normalized)
+    penalty = functools.partial(penalties.group_hoyer_square, axis=axis, normalized=normalized)
     return add_penalty(penalty, strength, where=where)
 
 
@@ -164,7 +164,7 @@ def threshold_mask(
     params: chex.ArrayTree,
     threshold: chex.Numeric | Callable[[jax.Array], chex.Numeric],
     *,
-    axes: groups.Axes | None = None,
+    axis: groups.Axis | None = None,
     where: masks.Where | None = None,
 ) -> chex.ArrayTree:
     """Keeps the weights, or the groups of them, that reach a threshold.
@@ -174,7 +174,7 @@ def threshold_mask(
       threshold: a number for all leaves, or a function from one leaf to its number:
         `lambda w: 0.03 * jnp.std(w)` for a multiple of its standard deviation, `trimming_point` for
         the point where Hoyer-Square turns from shrinking to growing.
-      axes: `None` to compare the magnitudes of single weights; or the axes inside a group, as for
+      axis: `None` to compare the magnitudes of single weights; or the axes inside a group, as for
         `group_hoyer_square`, to compare the groups' norms. A function for the threshold then gets
         the norms. Of several kinds of groups a weight needs all of its own to be kept.
       where: which leaves can be pruned, as for `prunable`.
@@ -191,7 +191,7 @@ def threshold_mask(
     >>> params = {"kernel": jnp.array([[0.1, -3.0], [0.2, 4.0]])}
     >>> jp.threshold_mask(params, 0.15)["kernel"].tolist()
     [[False, True], [True, True]]
-    >>> jp.threshold_mask(params, jp.trimming_point, axes="outputs")["kernel"].tolist()
+    >>> jp.threshold_mask(params, jp.trimming_point, axis="outputs")["kernel"].tolist()
     [[False, True], [False, True]]
     """
     limit = threshold if callable(threshold) else lambda _: threshold
@@ -201,10 +201,10 @@ def threshold_mask(
         if chosen is None:
             return None
         leaf = leaf.astype(masks.at_least_float32(leaf))
-        if axes is None:
+        if axis is None:
             return _reaches(leaf, limit)
         kept = ~jnp.isnan(leaf)
-        for inside in groups.axes_inside(axes, masks.path_name(path), leaf.shape):
+        for inside in groups.axes_inside(axis, masks.path_name(path), leaf.shape):
             kept = kept & _reaches(groups.norms(leaf, inside), limit)
         return kept
 

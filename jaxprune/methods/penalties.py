@@ -59,7 +59,7 @@ def hoyer_square(tree: chex.ArrayTree, *, normalized: bool = False) -> jax.Array
 
 
 def group_hoyer_square(
-    tree: chex.ArrayTree, axes: groups.Axes, *, normalized: bool = False
+    tree: chex.ArrayTree, axis: groups.Axis, *, normalized: bool = False
 ) -> jax.Array:
     r"""Hoyer-Square of the Euclidean norms of groups, summed over the leaves.
 
@@ -67,9 +67,9 @@ def group_hoyer_square(
 
     Args:
       tree: an array, or a tree of floating-point arrays and `None`.
-      axes: the axes inside a group, over which the norm runs: integers, or names that fit any layer
-        ("inputs", "outputs", "heads", as in `group_norms`). Of a sequence of names the penalties
-        add up: `("inputs", "outputs")` is the paper's for channels and filters.
+      axis: the axes inside a group, over which the norm runs: an integer, a tuple of integers, or a
+        name that fits any layer ("inputs", "outputs", "heads", as in `group_norms`). Of a tuple of
+        names the penalties add up: `("inputs", "outputs")` is the paper's for channels and filters.
       normalized: divide each value by the number of groups.
 
     Returns:
@@ -93,7 +93,7 @@ def group_hoyer_square(
         count = groups.count(leaf.shape, inside) if normalized else 1
         return _group_hoyer_square(leaf, inside) / count
 
-    return _sum_over_groups(tree, axes, of_groups)
+    return _sum_over_groups(tree, axis, of_groups)
 
 
 def hoyer_ratio(tree: chex.ArrayTree) -> jax.Array:
@@ -150,12 +150,12 @@ def transformed_l1(tree: chex.ArrayTree) -> jax.Array:
     return _sum_over(tree, of_leaf)
 
 
-def group_lasso(tree: chex.ArrayTree, axes: groups.Axes) -> jax.Array:
+def group_lasso(tree: chex.ArrayTree, axis: groups.Axis) -> jax.Array:
     """The sum of the groups' Euclidean norms over all leaves, float32 or wider.
 
     Args:
       tree: an array, or a tree of floating-point arrays and `None`.
-      axes: as for `group_hoyer_square`.
+      axis: as for `group_hoyer_square`.
 
     Raises:
       ValueError: for a tree without leaves, leaves that aren't floating-point, or axes that a leaf
@@ -166,7 +166,7 @@ def group_lasso(tree: chex.ArrayTree, axes: groups.Axes) -> jax.Array:
     >>> float(jp.group_lasso(jnp.array([[3.0, 4.0], [0.0, 0.0]]), "outputs"))
     7.0
     """
-    return _sum_over_groups(tree, axes, lambda leaf, inside: jnp.sum(groups.norms(leaf, inside)))
+    return _sum_over_groups(tree, axis, lambda leaf, inside: jnp.sum(groups.norms(leaf, inside)))
 
 
 def trimming_point(x: jax.Array) -> jax.Array:
@@ -194,12 +194,12 @@ def _sum_over(tree, penalty: Callable[[jax.Array], jax.Array]) -> jax.Array:
     return functools.reduce(jnp.add, [penalty(_wide(leaf)) for leaf in jax.tree.leaves(tree)])
 
 
-def _sum_over_groups(tree, axes, penalty) -> jax.Array:
+def _sum_over_groups(tree, axis, penalty) -> jax.Array:
     masks.check_floating("a penalty", tree)
     terms = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         wide = _wide(leaf)
-        for inside in groups.axes_inside(axes, masks.path_name(path), leaf.shape):
+        for inside in groups.axes_inside(axis, masks.path_name(path), leaf.shape):
             terms.append(penalty(wide, inside))
     return functools.reduce(jnp.add, terms)
 

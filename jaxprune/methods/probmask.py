@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxprune.methods.pruning import check_fraction, needed
+from jaxprune.methods.keeping import check_fraction, needed
 from jaxprune.trees import masks, projections, sampling
 
 
@@ -55,15 +55,16 @@ class ProjectProbabilitiesState(NamedTuple):
 
 
 def project_probabilities(
-    density: optax.ScalarOrSchedule, costs: chex.ArrayTree | None = None
+    sparsity: optax.ScalarOrSchedule, costs: chex.ArrayTree | None = None
 ) -> optax.GradientTransformation:
     """Projects keep probabilities onto one budget over all layers, after the links before it.
 
-    The updated probabilities lie in [0, 1] and cost at most `density` of what keeping everything
-    costs (`projection_capped_simplex`; up to float32's rounding of params + updates).
+    The updated probabilities lie in [0, 1] and cost at most (1 - sparsity) of what keeping
+    everything costs (`projection_capped_simplex`; up to float32's rounding of params + updates).
 
     Args:
-      density: in [0, 1]; a number, or a schedule of the link's own count (`cubic_density`).
+      sparsity: in [0, 1]; a number, or a schedule of the link's own count (`cubic_sparsity`). The
+        budget is calculated in double precision for a Python number, in float32 for a traced one.
       costs: of one weight, as for `projection_capped_simplex`; by default 1.
 
     Returns:
@@ -71,7 +72,7 @@ def project_probabilities(
       `optax.partition` joins it with the weights' optimizer.
 
     Raises:
-      ValueError: for a density outside [0, 1], or costs that don't fit.
+      ValueError: for a sparsity outside [0, 1], or costs that don't fit.
 
     >>> import jax.numpy as jnp, optax
     >>> import jaxprune as jp
@@ -82,7 +83,7 @@ def project_probabilities(
     >>> optax.apply_updates(probs, updates)["w"].round(3).tolist()
     [0.6000000238418579, 0.6000000238418579, 0.4000000059604645, 0.4000000059604645]
     """
-    check_fraction("density", density)
+    check_fraction("sparsity", sparsity)
 
     def init_fn(params):
         del params
@@ -90,9 +91,9 @@ def project_probabilities(
 
     def update_fn(updates, state, params=None):
         moved: Any = optax.apply_updates(needed(params), updates)
-        fraction = density(state.count) if callable(density) else density
+        zeros = sparsity(state.count) if callable(sparsity) else sparsity
         here = None if costs is None else masks.visible(moved, costs)
-        budget = jnp.asarray(fraction, jnp.float32) * _total_cost(moved, here)
+        budget = (1 - zeros) * _total_cost(moved, here)
         projected = projections.projection_capped_simplex(moved, budget, costs=here)
         updates = jax.tree.map(jnp.subtract, projected, params)
         return updates, ProjectProbabilitiesState(count=optax.safe_increment(state.count))

@@ -1,4 +1,4 @@
-"""Schedules of density, sparsity and temperature: optax schedules, from a step to a value."""
+"""Schedules of sparsity and temperature: optax schedules, from a step to a value."""
 
 import optax
 
@@ -22,37 +22,11 @@ def cubic_sparsity(final: float, begin: int, end: int) -> optax.Schedule:
     >>> [round(float(schedule(step)), 4) for step in (10, 15, 20, 30)]
     [0.0, 0.7875, 0.9, 0.9]
     """
-    return _cubic("final sparsity", 0.0, final, begin, end)
-
-
-def cubic_density(final: float, begin: int, end: int) -> optax.Schedule:
-    """Density 1 until step `begin`, then falling to `final` at step `end`, fast at first.
-
-    1 - `cubic_sparsity`, without its rounding: float32 holds a small density more precisely than
-    a sparsity near 1.
-
-    Args:
-      final: in [0, 1].
-      begin: first step of the fall, 0 <= begin < end.
-      end: step from which the density is `final`.
-
-    Raises:
-      ValueError: for values outside these ranges.
-
-    >>> import jaxprune as jp
-    >>> schedule = jp.cubic_density(0.1, begin=48, end=180)
-    >>> [round(float(schedule(step)), 6) for step in (0, 49, 60, 114, 180)]
-    [1.0, 0.9797, 0.776183, 0.2125, 0.1]
-    """
-    return _cubic("final density", 1.0, final, begin, end)
-
-
-def _cubic(name: str, initial: float, final: float, begin: int, end: int) -> optax.Schedule:
     if not 0 <= final <= 1:
-        raise ValueError(f"the {name} must lie in [0, 1], got {final}")
+        raise ValueError(f"the final sparsity must lie in [0, 1], got {final}")
     if not 0 <= begin < end:
         raise ValueError(f"steps must satisfy 0 <= begin < end, got begin={begin}, end={end}")
-    return optax.polynomial_schedule(initial, final, 3, end - begin, begin)
+    return optax.polynomial_schedule(0.0, final, 3, end - begin, begin)
 
 
 def annealed_temperature(steps: int, final: float = 0.03) -> optax.Schedule:

@@ -7,6 +7,7 @@ outputs), known by these names and their three dimensions.
 """
 
 import math
+import numbers
 import re
 from collections.abc import Sequence
 from typing import TypeAlias
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 
 from jaxprune.trees import masks
 
-Axes: TypeAlias = str | Sequence[int] | Sequence[str]
+Axis: TypeAlias = int | str | Sequence[int] | Sequence[str]
 
 _NAMES = ("inputs", "outputs", "heads")
 # What of a kernel is its inputs, and so on; other kernels have inputs at -2 and outputs at -1.
@@ -30,15 +31,15 @@ _ATTENTION = {
 _ATTENTION_KERNEL = re.compile(r"(?:^|/)(query|key|value|out)/kernel(?:/value)?$")
 
 
-def group_norms(params: chex.ArrayTree, axes: Axes) -> chex.ArrayTree:
+def group_norms(params: chex.ArrayTree, axis: Axis) -> chex.ArrayTree:
     """The Euclidean norm of each group of each leaf, to choose groups by.
 
     Args:
       params: an array, or a tree of floating-point arrays and `None`.
-      axes: the axes inside a group, over which the norm runs: integers, the same for each leaf; or
-        a name. "outputs": a group holds what makes one output: a matrix's column, a convolution's
-        filter. "inputs": what one input goes to: a row, an input channel. "heads": what belongs to
-        one head of Flax's attention.
+      axis: the axes inside a group, over which the norm runs: an integer or a tuple of integers,
+        the same for each leaf; or a name. "outputs": a group holds what makes one output: a
+        matrix's column, a convolution's filter. "inputs": what one input goes to: a row, an input
+        channel. "heads": what belongs to one head of Flax's attention.
 
     Returns:
       A tree like `params`, float32 or wider, with length 1 along the axes inside a group, so that
@@ -63,35 +64,45 @@ def group_norms(params: chex.ArrayTree, axes: Axes) -> chex.ArrayTree:
     masks.check_floating("a group norm", params)
 
     def of_leaf(path, leaf):
-        inside = axes_inside(axes, masks.path_name(path), leaf.shape)
+        inside = axes_inside(axis, masks.path_name(path), leaf.shape)
         if len(inside) > 1:
-            raise ValueError(f"norms are of one kind of group, got {axes}: call once for each")
+            raise ValueError(f"norms are of one kind of group, got {axis}: call once for each")
         return norms(leaf, inside[0])
 
     return jax.tree_util.tree_map_with_path(of_leaf, params)
 
 
-def axes_inside(axes: Axes, path: str, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+def axes_inside(axis: Axis, path: str, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
     """The axes inside a group of this leaf, as non-negative integers, for each kind of group.
 
     Raises:
+      TypeError: for what is neither integers nor names.
       ValueError: if the leaf doesn't have them.
     """
-    if isinstance(axes, str):
-        return [_all_but(side(axes, path, shape), shape)]
-    kinds = {type(axis) for axis in axes} if isinstance(axes, Sequence) else set()
-    if kinds not in ({int}, {str}):
-        raise ValueError(f"axes must be integers or names among {_NAMES}, got {axes!r}")
-    if isinstance(axes[0], str):
-        return [_all_but(side(str(name), path, shape), shape) for name in axes]
-    integers = [int(axis) for axis in axes]
-    inside = sorted(axis % len(shape) for axis in integers if -len(shape) <= axis < len(shape))
+    wanted = _as_tuple(axis)
+    if isinstance(wanted[0], str):
+        return [_all_but(side(str(name), path, shape), shape) for name in wanted]
+    integers = tuple(map(int, wanted))
+    inside = sorted(i % len(shape) for i in integers if -len(shape) <= i < len(shape))
     if len(set(inside)) != len(integers):
         raise ValueError(
-            f"axes {tuple(integers)} must be different axes of leaf '{path}' of shape {shape}; "
+            f"`axis` {integers} must be different axes of leaf '{path}' of shape {shape}; "
             "choose leaves with `where`, or name the groups ('inputs', 'outputs')"
         )
     return [tuple(inside)]
+
+
+def _as_tuple(axis: Axis) -> tuple:
+    """One or more axes, all integers or all names."""
+    single = isinstance(axis, (str, numbers.Integral))
+    wanted = (axis,) if single else tuple(axis) if isinstance(axis, (tuple, list)) else ()
+    for kind in (str, numbers.Integral):
+        if wanted and all(isinstance(x, kind) and not isinstance(x, bool) for x in wanted):
+            return wanted
+    raise TypeError(
+        "`axis` must be an integer, a tuple of integers, a name or a tuple of names among "
+        f"{_NAMES}, got {axis!r}"
+    )
 
 
 def side(name: str, path: str, shape: tuple[int, ...]) -> tuple[int, ...]:

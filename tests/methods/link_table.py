@@ -106,10 +106,6 @@ def rising_sparsity(step):
     return jnp.minimum(0.25 * step.astype(jnp.float32), 0.75)
 
 
-def falling_density(step):
-    return 1.0 - rising_sparsity(step)
-
-
 def scheduled(count):
     """The density after `count` updates under the schedules above."""
     return 1 - min(0.25 * (count - 1), 0.75)
@@ -145,23 +141,23 @@ ROWS = [
     ),
     Row(
         "probabilities",
-        lambda: jp.project_probabilities(0.25),
+        lambda: jp.project_probabilities(0.75),
         probabilities,
         within_budget(lambda count: 16),
     ),
     Row(
         "probabilities_schedule",
-        lambda: jp.project_probabilities(falling_density),
+        lambda: jp.project_probabilities(rising_sparsity),
         probabilities,
         within_budget(lambda count: SIZE * scheduled(count)),
     ),
     Row(
         "probabilities_costs",
-        lambda: jp.project_probabilities(0.25, costs=COSTS),
+        lambda: jp.project_probabilities(0.75, costs=COSTS),
         probabilities,
         within_budget(lambda count: 32, COSTS),
     ),
-    Row("logits", lambda: jp.project_logits(0.25), logits, expected_within_a_quarter),
+    Row("logits", lambda: jp.project_logits(0.75), logits, expected_within_a_quarter),
 ]
 FAST = ("keep_mask", "top_k", "probabilities")
 BY_NAME = {row.name: row for row in ROWS}

@@ -193,7 +193,7 @@ def test_the_extracted_network_is_the_trained_one_bit_for_bit():
         np.testing.assert_array_equal(in_training[name], expected)
 
 
-# A chosen density ---------------------------------------------------------------------------------
+# A chosen sparsity --------------------------------------------------------------------------------
 
 
 def probabilities(logits):
@@ -203,7 +203,7 @@ def probabilities(logits):
 @pytest.mark.parametrize("density", [0.05, 0.3, 1.0])
 def test_projected_logits_are_within_the_budget(density, relaxed):
     logits = jax.tree.map(lambda w: 3 * w, network())
-    tx = optax.chain(relaxed(optax.adam(0.1)), jp.project_logits(density))
+    tx = optax.chain(relaxed(optax.adam(0.1)), jp.project_logits(1 - density))
     state = tx.init(logits)
 
     @jax.jit
@@ -221,12 +221,12 @@ def test_projected_logits_are_within_the_budget(density, relaxed):
 
 def test_logits_within_the_budget_are_left_alone():
     logits = {"w": normal(100)}
-    tx = optax.chain(optax.sgd(1.0), jp.project_logits(0.9))
+    tx = optax.chain(optax.sgd(1.0), jp.project_logits(0.1))
     gradient = {"w": normal(100, seed=1)}
     updates, _ = tx.update(gradient, tx.init(logits), logits)
     np.testing.assert_allclose(updates["w"], -gradient["w"], rtol=1e-5, atol=1e-6)
 
 
-def test_a_density_out_of_range():
-    with pytest.raises(ValueError, match=r"density must lie in \[0, 1\], got 1.2"):
+def test_a_sparsity_out_of_range():
+    with pytest.raises(ValueError, match=r"sparsity must lie in \[0, 1\], got 1.2"):
         jp.project_logits(1.2)

@@ -20,6 +20,7 @@ from flax.training.train_state import TrainState
 from jax.sharding import AxisType, NamedSharding
 
 import jaxprune as jp
+from jaxprune.methods import hoyer
 
 
 def gaussian(*shape, seed=0):
@@ -49,8 +50,8 @@ class Row(NamedTuple):
     penalty: Callable
 
 
-lasso = functools.partial(jp.group_lasso, axes="outputs")
-both = functools.partial(jp.group_hoyer_square, axes=("inputs", "outputs"))
+lasso = functools.partial(jp.group_lasso, axis="outputs")
+both = functools.partial(jp.group_hoyer_square, axis=("inputs", "outputs"))
 ROWS = {
     "hoyer_square": Row(jp.add_hoyer_square, jp.hoyer_square),
     "normalized": Row(
@@ -59,8 +60,8 @@ ROWS = {
     ),
     "group_hoyer_square": Row(jp.add_group_hoyer_square, both),
     "group_hoyer_square of columns": Row(
-        functools.partial(jp.add_group_hoyer_square, axes=(0,), normalized=True),
-        functools.partial(jp.group_hoyer_square, axes="outputs", normalized=True),
+        functools.partial(jp.add_group_hoyer_square, axis=(0,), normalized=True),
+        functools.partial(jp.group_hoyer_square, axis="outputs", normalized=True),
     ),
     "l1": Row(functools.partial(jp.add_penalty, jp.l1), jp.l1),
     "transformed_l1": Row(functools.partial(jp.add_penalty, jp.transformed_l1), jp.transformed_l1),
@@ -119,7 +120,7 @@ def test_link_adds_strength_times_the_gradient_of_each_kernel(row):
     close(updates, pressed(row, grads, 0.25, params))
     chex.assert_trees_all_equal(updates["dense"]["bias"], grads["dense"]["bias"])
     chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
-    assert state == jp.hoyer.AddPenaltyState(count=1)
+    assert state == hoyer.AddPenaltyState(count=1)
     assert state.count.dtype == jnp.int32
 
 
@@ -205,7 +206,7 @@ def test_errors(row):
 
 
 def test_error_names_the_leaf_without_the_axes():
-    link = jp.add_group_hoyer_square(0.1, axes="heads")
+    link = jp.add_group_hoyer_square(0.1, axis="heads")
     with pytest.raises(ValueError, match=r"'dense/kernel' of shape \(8, 4\) has no heads"):
         link.update(weights(), link.init(weights()), weights())
 
@@ -483,10 +484,10 @@ def test_link_on_a_mesh_equals_one_device(row, kind):
 
 
 @every_kind_of_mesh
-@pytest.mark.parametrize("axes", ["outputs", ("inputs", "outputs")], ids=str)
-def test_threshold_on_a_mesh_equals_one_device(axes, kind):
+@pytest.mark.parametrize("axis", ["outputs", ("inputs", "outputs")], ids=str)
+def test_threshold_on_a_mesh_equals_one_device(axis, kind):
     params = sharded(weights(), kind)
-    choose = jax.jit(lambda params: jp.threshold_mask(params, jp.trimming_point, axes=axes))
+    choose = jax.jit(lambda params: jp.threshold_mask(params, jp.trimming_point, axis=axis))
     compiled = choose.lower(params).compile()
     mask = compiled(params)
     chex.assert_trees_all_equal(mask, choose(weights()))
@@ -535,7 +536,7 @@ matrices = st.lists(st.sampled_from([0.0, -0.0, 0.5, -0.5]) | NORMAL, min_size=1
     lambda values: np.reshape(np.asarray(values, np.float32), (3, 4))
 )
 of_numbers = jax.jit(lambda w, limit: jp.threshold_mask({"w": w}, limit)["w"])
-of_columns = jax.jit(lambda w, limit: jp.threshold_mask({"w": w}, limit, axes="outputs")["w"])
+of_columns = jax.jit(lambda w, limit: jp.threshold_mask({"w": w}, limit, axis="outputs")["w"])
 
 
 @hypothesis.settings(max_examples=80)
@@ -587,7 +588,7 @@ def test_threshold_of_groups_gets_their_norms():
         return jnp.mean(norms)
 
     params = {"kernel": gaussian(3, 3, 5, 7).astype(jnp.bfloat16)}
-    mask = jp.threshold_mask(params, limit, axes=("inputs", "outputs"))["kernel"]
+    mask = jp.threshold_mask(params, limit, axis=("inputs", "outputs"))["kernel"]
     assert seen == [((1, 1, 5, 1), jnp.float32), ((1, 1, 1, 7), jnp.float32)]
     w = np.asarray(params["kernel"], np.float64)
     channels, filters = (np.sqrt((w * w).sum(axis)) for axis in ((0, 1, 3), (0, 1, 2)))
@@ -596,17 +597,17 @@ def test_threshold_of_groups_gets_their_norms():
     np.testing.assert_array_equal(mask, np.broadcast_to(alive, w.shape))
 
 
-@pytest.mark.parametrize("axes", [None, "outputs", (0,), ("inputs", "outputs")], ids=str)
-def test_zeros_are_pruned_at_threshold_zero(axes):
+@pytest.mark.parametrize("axis", [None, "outputs", (0,), ("inputs", "outputs")], ids=str)
+def test_zeros_are_pruned_at_threshold_zero(axis):
     params = {"kernel": jnp.array([[0.0, 3.0], [-0.0, 1e-30]])}
-    mask = jp.threshold_mask(params, 0.0, axes=axes)["kernel"]
+    mask = jp.threshold_mask(params, 0.0, axis=axis)["kernel"]
     assert mask.tolist() == [[False, True], [False, True]]
 
 
 def test_a_tiny_group_is_not_a_zero_group():
     params = {"kernel": jnp.array([[1e-25, 3.0], [2e-25, 4.0]])}
-    assert jnp.all(jp.threshold_mask(params, 0.0, axes="outputs")["kernel"])
-    chosen = jp.threshold_mask(params, 1e-25, axes="outputs")["kernel"]
+    assert jnp.all(jp.threshold_mask(params, 0.0, axis="outputs")["kernel"])
+    chosen = jp.threshold_mask(params, 1e-25, axis="outputs")["kernel"]
     assert jnp.all(chosen)
 
 
@@ -630,9 +631,9 @@ def test_narrow_weights_are_compared_in_float32():
 def test_nan_is_named():
     params = weights()
     params["head"][0] = params["head"][0].at[1, 2].set(jnp.nan)
-    for axes in (None, "outputs"):
+    for axis in (None, "outputs"):
         with pytest.raises(ValueError, match="leaf 'head/0' holds NaN"):
-            jp.threshold_mask(params, 0.1, axes=axes)
+            jp.threshold_mask(params, 0.1, axis=axis)
 
 
 def test_mask_with_nnx_state():

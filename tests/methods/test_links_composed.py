@@ -43,9 +43,9 @@ INJECTED = {
     "top_k": (jp.keep_top_k, "sparsity", weights, lambda f: kept_exactly(lambda _: 64 - 64 * f)),
     "probabilities": (
         jp.project_probabilities,
-        "density",
+        "sparsity",
         probabilities,
-        lambda f: within_budget(lambda _: 64 * f),
+        lambda f: within_budget(lambda _: 64 - 64 * f),
     ),
 }
 
@@ -93,7 +93,7 @@ def test_masked_applies_a_link_to_some_leaves(row):
     if row.name == "keep_mask":
         inner = jp.keep_mask({"sparse": half_mask(), "other": None})
     if row.name == "probabilities_costs":
-        inner = jp.project_probabilities(0.25, costs={"sparse": COSTS, "other": None})
+        inner = jp.project_probabilities(0.75, costs={"sparse": COSTS, "other": None})
     tx = sgd_then(optax.masked(inner, {"sparse": True, "other": False}))
     params, _ = train(tx, params)
     row.holds(params["sparse"], 5)
@@ -107,7 +107,7 @@ def test_partition_joins_weights_and_probabilities(row):
     if row.name == "keep_mask":
         of_weights = jp.keep_mask({"weights": half_mask(), "probs": None})
     tx = optax.partition(
-        {"w": sgd_then(of_weights), "s": sgd_then(jp.project_probabilities(0.25))},
+        {"w": sgd_then(of_weights), "s": sgd_then(jp.project_probabilities(0.75))},
         {"weights": "w", "probs": "s"},
     )
     params, state = train(tx, params)
@@ -122,7 +122,7 @@ def test_partition_with_costs():
     params = {"weights": weights(), "probs": probabilities()}
     costs = {"weights": None, "probs": COSTS}
     tx = optax.partition(
-        {"w": optax.sgd(0.1), "s": sgd_then(jp.project_probabilities(0.25, costs=costs))},
+        {"w": optax.sgd(0.1), "s": sgd_then(jp.project_probabilities(0.75, costs=costs))},
         {"weights": "w", "probs": "s"},
     )
     params, _ = train(tx, params)

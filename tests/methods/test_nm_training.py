@@ -95,7 +95,7 @@ def test_beside_the_probabilities_of_probmask(relaxed):
         "weights": jp.straight_through(
             optax.chain(hoyer, optax.sgd(0.1)), jp.keep_transposable_nm(2, 4)
         ),
-        "probs": optax.chain(relaxed(optax.adam(6e-3)), jp.project_probabilities(0.3)),
+        "probs": optax.chain(relaxed(optax.adam(6e-3)), jp.project_probabilities(0.7)),
     }
     tx = optax.partition(links, {"weights": "weights", "probs": "probs"})
     params, _ = steps_of(tx, params, 3)[-1]

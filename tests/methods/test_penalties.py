@@ -23,8 +23,8 @@ def norms(w, inside):
     return jnp.sqrt(jnp.sum(w * w, axis=inside))
 
 
-def on_groups(axes, **options):
-    return functools.partial(jp.group_hoyer_square, axes=axes, **options)
+def on_groups(axis, **options):
+    return functools.partial(jp.group_hoyer_square, axis=axis, **options)
 
 
 # Each penalty beside the formula it stands for.
@@ -53,7 +53,7 @@ PENALTIES = {
         lambda w: jnp.sum(2 * jnp.abs(w) / (1 + jnp.abs(w))),
     ),
     "group_lasso": (
-        functools.partial(jp.group_lasso, axes=("inputs", "outputs")),
+        functools.partial(jp.group_lasso, axis=("inputs", "outputs")),
         lambda w: jnp.sum(norms(w, (0, 2))) + jnp.sum(norms(w, (0, 1))),
     ),
 }
@@ -368,10 +368,10 @@ def test_a_row_of_three_and_four_above_a_row_of_zeros():
     np.testing.assert_allclose(gradient, [[0.0896, -0.0672], [0, 0]], rtol=1e-5)
 
 
-@pytest.mark.parametrize(("shape", "axes"), [((1, 9), "outputs"), ((9, 1), "inputs")])
-def test_groups_of_one_weight_give_hoyer_square(shape, axes):
+@pytest.mark.parametrize(("shape", "axis"), [((1, 9), "outputs"), ((9, 1), "inputs")])
+def test_groups_of_one_weight_give_hoyer_square(shape, axis):
     w = jnp.asarray(gaussian(*shape), jnp.float32)
-    value, gradient = closed(axes)(w)
+    value, gradient = closed(axis)(w)
     expected, expected_gradient = closed("hoyer_square")(w)
     np.testing.assert_allclose(value, expected, rtol=1e-6)
     np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-5, atol=1e-6)

@@ -100,21 +100,21 @@ def test_link_equals_the_projection(costs, density):
     expected = jp.projection_capped_simplex(
         optax.apply_updates(probs, moves), density * everything, costs=costs
     )
-    link = jp.project_probabilities(density, costs)
+    link = jp.project_probabilities(1 - density, costs)
     updates, _ = jax.jit(link.update)(moves, link.init(probs), probs)
     chex.assert_trees_all_close(optax.apply_updates(probs, updates), expected, atol=3e-7)
 
 
-def test_density_one_keeps_certain_weights_exactly():
+def test_sparsity_zero_keeps_certain_weights_exactly():
     """The reference implementation would subtract 2**-21 here and never be dense."""
     probs = jp.init_probabilities(PARAMS)
-    link = jp.project_probabilities(1.0)
+    link = jp.project_probabilities(0.0)
     updates, _ = link.update(optax.tree.zeros_like(probs), link.init(probs), probs)
     chex.assert_trees_all_equal(optax.apply_updates(probs, updates), probs)
 
 
 def test_schedule_is_read_at_the_links_own_count():
-    link = jp.project_probabilities(jp.cubic_density(0.25, begin=1, end=3))
+    link = jp.project_probabilities(jp.cubic_sparsity(0.75, begin=1, end=3))
     probs = jp.init_probabilities(PARAMS)
     state, densities = link.init(probs), []
     for _ in range(4):
@@ -125,10 +125,10 @@ def test_schedule_is_read_at_the_links_own_count():
     assert int(state.count) == 4
 
 
-@pytest.mark.parametrize("density", [-0.1, 1.1])
-def test_project_probabilities_rejects_a_density_outside_the_unit_interval(density):
-    with pytest.raises(ValueError, match="density must lie in"):
-        jp.project_probabilities(density)
+@pytest.mark.parametrize("sparsity", [-0.1, 1.1])
+def test_project_probabilities_rejects_a_sparsity_outside_the_unit_interval(sparsity):
+    with pytest.raises(ValueError, match="sparsity must lie in"):
+        jp.project_probabilities(sparsity)
 
 
 # best_sampled_mask --------------------------------------------------------------------------------
@@ -272,8 +272,8 @@ def search(tx, params, temperature):
 def test_probmask_trains_a_sparse_classifier():
     weights = he_normal()
     params = {"weights": weights, "probs": jp.init_probabilities(weights)}
-    density = jp.cubic_density(DENSITY, begin=STEPS // 6, end=STEPS * 6 // 10)
-    of_probs = optax.chain(optax.adam(3e-2), jp.project_probabilities(density))
+    sparsity = jp.cubic_sparsity(1 - DENSITY, begin=STEPS // 6, end=STEPS * 6 // 10)
+    of_probs = optax.chain(optax.adam(3e-2), jp.project_probabilities(sparsity))
     tx = optax.partition({"weights": optax.adam(1e-2), "probs": of_probs}, LABELS)
     params = search(tx, params, jp.annealed_temperature(STEPS))
 

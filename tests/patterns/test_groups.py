@@ -1,7 +1,9 @@
 """Names of groups on the kernels of real Flax layers, and the norms of groups."""
 
 import math
+import re
 
+import chex
 import flax.linen as nn
 import hypothesis
 import hypothesis.strategies as st
@@ -153,23 +155,29 @@ WRONG = {
         {"bias": jnp.ones(3)}, "inputs", r"'bias' of shape \(3,\) has no inputs.*`where`.*integers"
     ),
     "outputs of a scalar": ({"s": jnp.ones(())}, "outputs", r"'s' of shape \(\) has no outputs"),
-    "axis of a vector": ({"bias": jnp.ones(3)}, (1,), r"axes \(1,\).*'bias' of shape \(3,\)"),
-    "axis too large": (matrix, (0, 2), r"axes \(0, 2\).*'layer/kernel' of shape \(3, 4\).*where"),
-    "axis too small": (matrix, (-3,), r"axes \(-3,\) must be .* axes of leaf 'layer/kernel'"),
-    "repeated": (matrix, (1, 1), r"axes \(1, 1\) must be different axes of leaf 'layer/kernel'"),
-    "repeated from the end": (matrix, (1, -1), r"axes \(1, -1\) must be different axes"),
-    "empty": (matrix, (), r"integers or names.*got \(\)"),
-    "names, then integers": (matrix, ("inputs", 0), r"(integers or names|are named).*got .*0"),
-    "integers, then names": (matrix, (0, "inputs"), "integers or names"),
-    "fractions": (matrix, (0.5,), r"integers or names.*0\.5"),
-    "an integer alone": (matrix, 1, "integers or names.*got 1"),
+    "axis of a vector": ({"bias": jnp.ones(3)}, (1,), r"`axis` \(1,\).*'bias' of shape \(3,\)"),
+    "axis too large": (
+        matrix, (0, 2), r"`axis` \(0, 2\).*'layer/kernel' of shape \(3, 4\).*where"
+    ),
+    "axis too small": (matrix, (-3,), r"`axis` \(-3,\) must be .* axes of leaf 'layer/kernel'"),
+    "repeated": (matrix, (1, 1), r"`axis` \(1, 1\) must be different axes of leaf 'layer/kernel'"),
+    "repeated from the end": (matrix, (1, -1), r"`axis` \(1, -1\) must be different axes"),
 }  # fmt: skip
+NO_AXES = {
+    "empty": (),
+    "names, then integers": ("inputs", 0),
+    "integers, then names": (0, "inputs"),
+    "a fraction": 0.5,
+    "fractions": (0.5,),
+    "a boolean": True,
+    "a set": {0},
+}
 FUNCTIONS = {
     "group_norms": jp.group_norms,
     "group_hoyer_square": jp.group_hoyer_square,
     "group_lasso": jp.group_lasso,
-    "threshold_mask": lambda tree, axes: jp.threshold_mask(
-        tree, 0.5, axes=axes, where=lambda path, leaf: True
+    "threshold_mask": lambda tree, axis: jp.threshold_mask(
+        tree, 0.5, axis=axis, where=lambda path, leaf: True
     ),
 }
 
@@ -177,9 +185,26 @@ FUNCTIONS = {
 @pytest.mark.parametrize("case", WRONG)
 @pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
 def test_errors_name_leaf_and_remedy(function, case):
-    tree, axes, message = WRONG[case]
+    tree, axis, message = WRONG[case]
     with pytest.raises(ValueError, match=message):
-        function(tree, axes)
+        function(tree, axis)
+
+
+@pytest.mark.parametrize("axis", NO_AXES.values(), ids=NO_AXES)
+@pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
+def test_errors_of_what_is_no_axis(function, axis):
+    message = "`axis` must be an integer, a tuple of integers, a name or a tuple of names.*got "
+    with pytest.raises(TypeError, match=message + re.escape(repr(axis))):
+        function(matrix, axis)
+
+
+@pytest.mark.parametrize("axis", [1, -1, (1,), [1], np.int64(1), (np.int32(-1),), "inputs"])
+@pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
+def test_an_axis_is_given_as_numpy_does(function, axis):
+    weights = {"w": jnp.array([[3.0, 4.0], [0.1, 0.2]])}
+    chex.assert_trees_all_equal(function(weights, axis), function(weights, (1,)))
+    other = jax.tree.leaves(function(weights, 0))[0]
+    assert not np.array_equal(other, jax.tree.leaves(function(weights, 1))[0])
 
 
 def test_norms_are_of_one_kind_of_group():
@@ -198,17 +223,17 @@ def test_norms_need_floating_point_leaves(tree):
 
 # Norms ------------------------------------------------------------------------------------------
 
-norms_of = jax.jit(lambda w, axes: jp.group_norms(w, axes), static_argnames="axes")
+norms_of = jax.jit(lambda w, axis: jp.group_norms(w, axis), static_argnames="axis")
 AXES = [(0,), (1,), (-1,), (0, 1), (2, 0), (0, 1, 2), "inputs", "outputs"]
 entries = st.floats(-8, 8, width=32, allow_subnormal=False) | st.sampled_from([0.0, 1e-3, -100.0])
 
 
 @hypothesis.settings(max_examples=80)
 @hypothesis.given(st.lists(entries, min_size=24, max_size=24), st.sampled_from(AXES))
-def test_norms_equal_numpy(values, axes):
+def test_norms_equal_numpy(values, axis):
     w = np.asarray(values, np.float32).reshape(2, 3, 4)
-    inside = {"inputs": (0, 2), "outputs": (0, 1)}.get(axes, axes)
-    norm = norms_of(w, axes)
+    inside = {"inputs": (0, 2), "outputs": (0, 1)}.get(axis, axis)
+    norm = norms_of(w, axis)
     assert norm.shape == numpy_norms(w, inside).shape
     assert norm.dtype == jnp.float32
     tiny = 1e-12 * np.abs(w).max()
