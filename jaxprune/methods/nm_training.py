@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxprune.methods import pruning
+from jaxprune.methods import keeping
 from jaxprune.patterns import nm, tiles, transposable
 from jaxprune.trees import masks
+from jaxprune.trees.report import Problem
 
 
 def keep_nm(
@@ -21,13 +22,14 @@ def keep_nm(
 ) -> optax.GradientTransformation:
     """Keeps the n largest magnitudes of every m weights along an axis, and zeros the others.
 
-    The mask is chosen anew at updates 0, `every`, 2 `every`, ... from the updated parameters; in
-    between it is kept.
+    The mask is chosen anew at updates 0, `every`, 2 `every`, ... from the parameters as they come
+    in; in between it is kept. A pruned weight stays zero, unless `straight_through` goes around.
 
     Args:
       n: how many of a group to keep, 0 <= n <= m; or a schedule of the link's own count, which is
-        rounded and cut to 0 to m: `lambda step: jnp.maximum(4 - step // 1000, 1)` goes from dense
-        to 1:4.
+        rounded: `lambda step: jnp.maximum(4 - step // 1000, 1)` goes from dense to 1:4. Where it is
+        NaN or not within 0 to m, and where a weight is NaN, the mask in force is kept, and
+        `problems` says so.
       m: the size of a group, 1 to 32.
       axis: as for `nm_mask`.
       every: updates between two choices of the mask.
@@ -51,7 +53,7 @@ def keep_nm(
     Array([ 0. , -2.1,  2.9,  0. ], dtype=float32)
     """
     mask_of = functools.partial(nm.nm_mask, axis=axis)
-    return _project(mask_of, n, m, (axis,), every, where)
+    return _keep(mask_of, n, m, (axis,), every, where)
 
 
 def keep_transposable_nm(
@@ -60,7 +62,8 @@ def keep_transposable_nm(
     """Keeps the transposable N:M mask of the largest magnitudes, and zeros the other weights.
 
     The mask is the best one (`transposable_nm_mask`), chosen anew at updates 0, `every`,
-    2 `every`, ... from the updated parameters; in between it is kept.
+    2 `every`, ... from the parameters as they come in; in between it is kept. A pruned weight stays
+    zero, unless `straight_through` goes around.
 
     Args:
       n: how many of a row or column of a tile to keep, 0 <= n <= m; or a schedule, as for
@@ -92,10 +95,10 @@ def keep_transposable_nm(
     >>> kept.reshape(16, 2, 4).sum(2).tolist() == [[2] * 2] * 16  # along the outputs
     True
     """
-    return _project(transposable.transposable_nm_mask, n, m, ("inputs", "outputs"), every, where)
+    return _keep(transposable.transposable_nm_mask, n, m, ("inputs", "outputs"), every, where)
 
 
-def _project(mask_of, n, m, axes, every, where):
+def _keep(mask_of, n, m, axes, every, where):
     """A link that keeps to N:M, by default in leaves of which these axes divide by m."""
     tiles.check_pattern(n, m)
     if where is None:
@@ -103,11 +106,18 @@ def _project(mask_of, n, m, axes, every, where):
             leaf.ndim >= 2 and all(tiles.length(axis, path, leaf.shape) % m == 0 for axis in axes)
         )
 
-    def choose(magnitudes, count):
-        now = jnp.clip(jnp.round(n(count)).astype(jnp.int32), 0, m) if callable(n) else n
-        return mask_of(magnitudes, now, m)
+    def renew(params, mask, count):
+        now, valid = n, jnp.bool_(True)
+        if callable(n):
+            wanted = jnp.round(jnp.asarray(n(count), jnp.float32))
+            valid = (wanted >= 0) & (wanted <= m)
+            now = jnp.where(valid, wanted, m).astype(jnp.int32)
+        nan = keeping.has_nan(params)
+        found = Problem.BUDGET * (~valid).astype(jnp.int32) | Problem.NAN * nan.astype(jnp.int32)
+        new = mask_of(jax.tree.map(jnp.abs, params), now, m)
+        return keeping.or_in_force(valid & ~nan, new, mask), found
 
-    def chosen(params):
+    def first(params):
         try:
             mask = masks.prunable(params, where)
         except ValueError as error:
@@ -121,4 +131,4 @@ def _project(mask_of, n, m, axes, every, where):
         jax.tree_util.tree_map_with_path(check, mask)
         return mask
 
-    return pruning.project(choose, chosen, every)
+    return keeping.keep(renew, first, every)

@@ -1,9 +1,11 @@
-"""What a mask keeps, leaf by leaf, as rows and as a table."""
+"""What a mask keeps, leaf by leaf, as rows and as a table; and what went wrong with it."""
 
+import enum
 from typing import NamedTuple
 
 import chex
 import jax
+import optax
 
 from jaxprune.trees import masks
 
@@ -46,8 +48,12 @@ def layers(mask: chex.ArrayTree) -> list[Layer]:
     ]
 
 
-def table(mask: chex.ArrayTree) -> str:
+def table(tree: chex.ArrayTree) -> str:
     """The layers of a mask as text, with the total in the last line.
+
+    Args:
+      tree: a mask; or an optimizer state, of which the mask in force is shown (each, if there are
+        several), and below it the `problems` that its links have noticed.
 
     >>> import jax.numpy as jnp
     >>> import jaxprune as jp
@@ -56,6 +62,13 @@ def table(mask: chex.ArrayTree) -> str:
     w      1x2       1        2  50.000%
     total            1        2  50.000%
     """
+    if not optax.tree.get_all_with_path(tree, "problems"):
+        return _of_mask(tree)
+    in_force = [mask for _, mask in optax.tree.get_all_with_path(tree, "mask")]
+    return "\n".join([*map(_of_mask, in_force), *problems(tree)])
+
+
+def _of_mask(mask: chex.ArrayTree) -> str:
     rows = layers(mask)
     kept, size = sum(row.kept for row in rows), sum(row.size for row in rows)
     cells = [("layer", "shape", "kept", "weights", "density")]
@@ -70,3 +83,54 @@ def table(mask: chex.ArrayTree) -> str:
         )
         for row in cells
     )
+
+
+class Problem(enum.IntFlag):
+    """What a link notes in its state, since nothing can be raised inside `jax.jit`."""
+
+    CHANGED = 1
+    BUDGET = 2
+    NAN = 4
+
+
+_TEXTS = {
+    Problem.CHANGED: "pruned weights weren't zero when the next update began: put the link last in "
+    "the chain, and change parameters by its updates alone",
+    Problem.BUDGET: "a schedule gave NaN or a value out of range, and the mask in force was kept: "
+    "sparsities lie in [0, 1], n of N:M in 0 to m",
+    Problem.NAN: "weights were NaN when a mask was to be chosen, and the mask in force was kept: "
+    "find where the training diverged",
+}
+
+
+def problems(opt_state: optax.OptState) -> list[str]:
+    """What the `keep_...` links in an optimizer state have noticed since its `init`.
+
+    They look at the second update, and then at each choice of a mask, `keep_mask` at every 100th
+    update.
+
+    Args:
+      opt_state: of any nesting of transformations. The call waits for the device.
+
+    Returns:
+      One line for each kind of problem of each link, with its place; empty if all is well.
+
+    >>> import jax.numpy as jnp, optax
+    >>> import jaxprune as jp
+    >>> params = {"w": jnp.array([1.0, 2.0])}
+    >>> keep = jp.keep_mask({"w": jnp.array([True, False])})
+    >>> tx = optax.chain(keep, optax.adam(0.1))  # in the wrong order
+    >>> state = tx.init(params)
+    >>> for _ in range(2):
+    ...     updates, state = tx.update({"w": jnp.ones(2)}, state, params)
+    ...     params = optax.apply_updates(params, updates)
+    >>> print(*jp.problems(state))
+    opt_state[0]: pruned weights weren't zero when the next update began: put the link last in the
+    chain, and change parameters by its updates alone
+    """
+    return [
+        f"opt_state{jax.tree_util.keystr(path[:-1])}: {text}"
+        for path, found in optax.tree.get_all_with_path(opt_state, "problems")
+        for problem, text in _TEXTS.items()
+        if int(found) & problem
+    ]

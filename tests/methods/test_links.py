@@ -1,7 +1,5 @@
 """Every link of the table in a training step: jit, scan, vmap, donation, precision, its state."""
 
-import itertools
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -180,16 +178,16 @@ def equations(jaxpr):
                 yield from equations(getattr(inner, "jaxpr", inner))
 
 
-def test_only_the_mask_is_computed_in_a_cond(relaxed):
-    tx, params = optax.chain(relaxed(optax.adam(0.1)), jp.keep_top_k(0.75, every=3)), weights()
-    jaxpr = jax.make_jaxpr(tx.update)(params, tx.init(params), params)
-    conds = [e for e in equations(jaxpr.jaxpr) if e.primitive.name == "cond"]
-    outputs = [out.aval for cond in conds for out in cond.outvars]
-    whole = [aval for aval in outputs if aval.size > 1]
-    assert {(aval.shape, aval.dtype) for aval in whole} == {
-        ((4, 8), jnp.dtype(bool)),
-        ((8, 4), jnp.dtype(bool)),
-    }
+@pytest.mark.parametrize(
+    "link", [jp.keep_top_k(0.75, every=3), jp.keep_nm(2, 4, every=3), jp.keep_mask(half_mask())]
+)
+def test_a_branch_reads_what_lies_in_memory_and_gives_a_mask(link, relaxed):
+    """The parameters and the mask, but no update, which would have to be written for it."""
+    tx, params = optax.chain(relaxed(optax.adam(0.1)), link), weights()
+    jaxpr = jax.make_jaxpr(tx.update)(params, tx.init(params), params).jaxpr
+    (branch,) = [e for e in jaxpr.eqns if e.primitive.name == "cond"]
+    assert {v.aval.dtype for v in branch.outvars if v.aval.size > 1} <= {jnp.dtype(bool)}
+    assert {v for v in branch.invars[1:] if v.aval.size > 1} <= set(jaxpr.invars)
 
 
 def test_count_is_exact_when_xla_fuses_scores_with_what_comes_before():
@@ -206,16 +204,36 @@ def test_count_is_exact_when_xla_fuses_scores_with_what_comes_before():
         assert int(step(params, grads)) == 1024
 
 
-def test_a_pruned_weight_returns_only_when_the_mask_is_chosen_anew():
-    link = jp.keep_top_k(0.75, every=3)
+def random_walk(link, updates):
+    """Parameters and masks after each of so many updates by noise."""
     params = jax.tree.map(jnp.copy, weights())
-    update, state, masks = jax.jit(link.update), link.init(params), []
-    for step in range(7):
+    update, state, seen = jax.jit(link.update), link.init(params), []
+    for step in range(updates):
         noise = jax.tree.map(
             lambda p, step=step: jax.random.normal(jax.random.key(step), p.shape), params
         )
-        updates, state = update(noise, state, params)
-        params = optax.apply_updates(params, updates)
-        masks.append(np.concatenate([m.ravel() for m in jax.tree.leaves(state.mask)]))
-    changed = [bool(np.any(a != b)) for a, b in itertools.pairwise(masks)]
-    assert changed == [False, False, True, False, False, True]
+        changes, state = update(noise, state, params)
+        params = optax.apply_updates(params, changes)
+        seen.append((params, np.concatenate([m.ravel() for m in jax.tree.leaves(state.mask)])))
+    return seen
+
+
+def test_the_mask_is_chosen_from_the_parameters_as_they_come_in():
+    rising = lambda step: jnp.array([0.0, 0.0, 0.25, 0.25, 0.25, 0.5, 0.75])[step]
+    seen = random_walk(jp.keep_top_k(rising, every=3), 7)
+    masks = [mask for _, mask in seen]
+    assert [mask.mean() for mask in masks] == [1, 1, 1, 0.75, 0.75, 0.75, 0.25]
+    for before, at in ((2, 3), (5, 6)):
+        largest = jp.top_k_mask(jax.tree.map(jnp.abs, kernels(seen[before][0])), 64 * 3 // 4)
+        if at == 6:
+            largest = jp.top_k_mask(jax.tree.map(jnp.abs, kernels(seen[before][0])), 16)
+        expected = np.concatenate([m.ravel() for m in jax.tree.leaves(largest)])
+        np.testing.assert_array_equal(masks[at], expected)
+
+
+def test_a_pruned_weight_stays_zero_until_the_sparsity_falls():
+    seen = random_walk(jp.keep_top_k(lambda step: jnp.where(step < 4, 0.75, 0.5), every=2), 6)
+    masks = [mask for _, mask in seen]
+    assert [mask.mean() for mask in masks] == [0.25] * 4 + [0.5] * 2
+    assert all(np.array_equal(mask, masks[0]) for mask in masks[:4])
+    assert np.all(masks[4] >= masks[0])
