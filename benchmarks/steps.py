@@ -142,7 +142,7 @@ def probmask_step(task, weights, random_bits):
         optax.partition(
             {
                 "weights": optax.adam(1e-3),
-                "probs": optax.chain(optax.adam(6e-3), jp.project_probabilities(0.1)),
+                "probs": optax.chain(optax.adam(6e-3), jp.project_probabilities(0.9)),
             },
             {"weights": "weights", "probs": "probs"},
         ),
@@ -206,8 +206,8 @@ def pattern_step(task, weights, transposable):
         def loss(logits):
             mask = jp.gumbel_pattern_mask(
                 key,
-                logits,
                 weights,
+                logits,
                 2,
                 4,
                 transposable=transposable,

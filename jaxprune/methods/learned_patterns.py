@@ -77,8 +77,8 @@ def init_pattern_logits(
 
 def gumbel_pattern_mask(
     key: chex.PRNGKey,
-    logits: chex.ArrayTree,
     params: chex.ArrayTree,
+    logits: chex.ArrayTree,
     n: int,
     m: int,
     *,
@@ -90,13 +90,13 @@ def gumbel_pattern_mask(
 
     Args:
       key: one `jax.random.key`.
+      params: tree of the shapes that the masks take.
       logits: of `init_pattern_logits`; pattern c is drawn with probability softmax(logits)_c, at
         any temperature.
-      params: tree of the shapes that the masks take.
       n: as for `init_pattern_logits`.
       m: as for `init_pattern_logits`.
       transposable: as for `init_pattern_logits`.
-      temperature: positive, of the soft masks that give the gradient; may be traced.
+      temperature: of the soft masks that give the gradient, as for `relaxed_bernoulli`.
       random_bits: as for `relaxed_bernoulli`.
 
     Returns:
@@ -112,11 +112,11 @@ def gumbel_pattern_mask(
     >>> import jaxprune as jp
     >>> params = {"kernel": jnp.ones((4, 2))}
     >>> logits = jp.init_pattern_logits(params, 2, 4)
-    >>> jp.gumbel_pattern_mask(jax.random.key(0), logits, params, 2, 4)["kernel"].sum(0)
+    >>> jp.gumbel_pattern_mask(jax.random.key(0), params, logits, 2, 4)["kernel"].sum(0)
     Array([2., 2.], dtype=float32)
     """
     kept = _table(n, m, transposable)
-    sampling.check_temperature(temperature)
+    temperature = sampling.usable_temperature(temperature)
 
     def noise(key, leaf):
         return -jnp.log(-jnp.log(sampling.open_uniform(leaf, key, random_bits)))
@@ -130,19 +130,19 @@ def gumbel_pattern_mask(
         entries = _exact_product(kept.T, jax.nn.softmax(noisy / temperature, axis=0))
         return _folded(entries, leaf, m, transposable)
 
-    hard = pattern_mask(noisy, params, n, m, transposable=transposable)
+    hard = pattern_mask(params, noisy, n, m, transposable=transposable)
     softs = jax.tree_util.tree_map_with_path(soft, params, noisy)
     return sampling.surrogate_gradient(hard, softs)
 
 
 def pattern_mask(
-    logits: chex.ArrayTree, params: chex.ArrayTree, n: int, m: int, *, transposable: bool = False
+    params: chex.ArrayTree, logits: chex.ArrayTree, n: int, m: int, *, transposable: bool = False
 ) -> chex.ArrayTree:
     """The mask of the patterns with the largest logits; of equal ones the first counts.
 
     Args:
-      logits: of `init_pattern_logits`.
       params: tree of the shapes that the masks take.
+      logits: of `init_pattern_logits`.
       n: as for `init_pattern_logits`.
       m: as for `init_pattern_logits`.
       transposable: as for `init_pattern_logits`.
@@ -157,7 +157,7 @@ def pattern_mask(
     >>> import jaxprune as jp
     >>> params = {"kernel": jnp.array([[1.0], [-4.0], [3.0], [2.0]])}
     >>> logits = jp.init_pattern_logits(params, 2, 4, prior=1.0)
-    >>> jp.pattern_mask(logits, params, 2, 4)["kernel"].ravel()
+    >>> jp.pattern_mask(params, logits, 2, 4)["kernel"].ravel()
     Array([False,  True,  True, False], dtype=bool)
     """
     kept = jnp.asarray(_table(n, m, transposable), bool)

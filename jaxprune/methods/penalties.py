@@ -25,13 +25,13 @@ from jaxprune.patterns import groups
 from jaxprune.trees import masks
 
 
-def hoyer_square(tree: chex.ArrayTree, *, normalized: bool = False) -> jax.Array:
+def hoyer_square(params: chex.ArrayTree, *, normalized: bool = False) -> jax.Array:
     r"""Hoyer-Square, summed over the leaves.
 
     .. math:: \sum_{w} \frac{(\sum_i |w_i|)^2}{\sum_i w_i^2}
 
     Args:
-      tree: an array, or a tree of floating-point arrays and `None`.
+      params: an array, or a tree of floating-point arrays and `None`.
       normalized: divide each leaf's value by its size: then it lies in (0, 1], and one strength
         fits leaves of all sizes.
 
@@ -55,18 +55,18 @@ def hoyer_square(tree: chex.ArrayTree, *, normalized: bool = False) -> jax.Array
     def of_leaf(leaf):
         return _hoyer_square(leaf) / (max(leaf.size, 1) if normalized else 1)
 
-    return _sum_over(tree, of_leaf)
+    return _sum_over(params, of_leaf)
 
 
 def group_hoyer_square(
-    tree: chex.ArrayTree, axis: groups.Axis, *, normalized: bool = False
+    params: chex.ArrayTree, axis: groups.Axis, *, normalized: bool = False
 ) -> jax.Array:
     r"""Hoyer-Square of the Euclidean norms of groups, summed over the leaves.
 
     .. math:: \sum_{w} \frac{(\sum_g \|w_g\|)^2}{\sum_g \|w_g\|^2}
 
     Args:
-      tree: an array, or a tree of floating-point arrays and `None`.
+      params: an array, or a tree of floating-point arrays and `None`.
       axis: the axes inside a group, over which the norm runs: an integer, a tuple of integers, or a
         name that fits any layer ("inputs", "outputs", "heads", as in `group_norms`). Of a tuple of
         names the penalties add up: `("inputs", "outputs")` is the paper's for channels and filters.
@@ -93,16 +93,16 @@ def group_hoyer_square(
         count = groups.count(leaf.shape, inside) if normalized else 1
         return _group_hoyer_square(leaf, inside) / count
 
-    return _sum_over_groups(tree, axis, of_groups)
+    return _sum_over_groups(params, axis, of_groups)
 
 
-def hoyer_ratio(tree: chex.ArrayTree) -> jax.Array:
+def hoyer_ratio(params: chex.ArrayTree) -> jax.Array:
     r"""The Hoyer ratio of L1 to L2 norm, summed over the leaves: the square root of Hoyer-Square.
 
     .. math:: \sum_{w} \frac{\sum_i |w_i|}{\sqrt{\sum_i w_i^2}}
 
     Args:
-      tree: an array, or a tree of floating-point arrays and `None`.
+      params: an array, or a tree of floating-point arrays and `None`.
 
     Returns:
       float32 scalar (float64 for float64 leaves); 0, with gradient 0, for zero leaves.
@@ -117,10 +117,10 @@ def hoyer_ratio(tree: chex.ArrayTree) -> jax.Array:
     >>> float(jp.hoyer_ratio(jnp.array([3.0, 4.0])))
     1.4
     """
-    return _sum_over(tree, _hoyer_ratio)
+    return _sum_over(params, _hoyer_ratio)
 
 
-def l1(tree: chex.ArrayTree) -> jax.Array:
+def l1(params: chex.ArrayTree) -> jax.Array:
     """The sum of magnitudes over all leaves, float32 or wider.
 
     >>> import jax.numpy as jnp
@@ -128,10 +128,10 @@ def l1(tree: chex.ArrayTree) -> jax.Array:
     >>> float(jp.l1({"w": jnp.array([3.0, -4.0]), "b": None}))
     7.0
     """
-    return _sum_over(tree, lambda leaf: jnp.sum(_magnitude(leaf)))
+    return _sum_over(params, lambda leaf: jnp.sum(_magnitude(leaf)))
 
 
-def transformed_l1(tree: chex.ArrayTree) -> jax.Array:
+def transformed_l1(params: chex.ArrayTree) -> jax.Array:
     """The sum of 2 |w| / (1 + |w|) over all leaves, float32 or wider: L1 for small, L0 for large w.
 
     Source: Ma, Miao, Niu, Zhang, "Transformed L1 regularization for learning sparse deep neural
@@ -147,14 +147,14 @@ def transformed_l1(tree: chex.ArrayTree) -> jax.Array:
         magnitude = _magnitude(leaf)
         return jnp.sum(2.0 * magnitude / (1.0 + magnitude))
 
-    return _sum_over(tree, of_leaf)
+    return _sum_over(params, of_leaf)
 
 
-def group_lasso(tree: chex.ArrayTree, axis: groups.Axis) -> jax.Array:
+def group_lasso(params: chex.ArrayTree, axis: groups.Axis) -> jax.Array:
     """The sum of the groups' Euclidean norms over all leaves, float32 or wider.
 
     Args:
-      tree: an array, or a tree of floating-point arrays and `None`.
+      params: an array, or a tree of floating-point arrays and `None`.
       axis: as for `group_hoyer_square`.
 
     Raises:
@@ -166,7 +166,7 @@ def group_lasso(tree: chex.ArrayTree, axis: groups.Axis) -> jax.Array:
     >>> float(jp.group_lasso(jnp.array([[3.0, 4.0], [0.0, 0.0]]), "outputs"))
     7.0
     """
-    return _sum_over_groups(tree, axis, lambda leaf, inside: jnp.sum(groups.norms(leaf, inside)))
+    return _sum_over_groups(params, axis, lambda leaf, inside: jnp.sum(groups.norms(leaf, inside)))
 
 
 def trimming_point(x: jax.Array) -> jax.Array:

@@ -21,7 +21,7 @@ from jaxprune.trees import masks, projections, sampling
 
 
 def init_probabilities(
-    params: chex.ArrayTree, where: masks.Where | None = None, value: float = 1.0
+    params: chex.ArrayTree, *, where: masks.Where | None = None, value: float = 1.0
 ) -> chex.ArrayTree:
     """A keep probability for every prunable weight.
 
@@ -55,7 +55,7 @@ class ProjectProbabilitiesState(NamedTuple):
 
 
 def project_probabilities(
-    sparsity: optax.ScalarOrSchedule, costs: chex.ArrayTree | None = None
+    sparsity: optax.ScalarOrSchedule, *, costs: chex.ArrayTree | None = None
 ) -> optax.GradientTransformation:
     """Projects keep probabilities onto one budget over all layers, after the links before it.
 
@@ -143,7 +143,7 @@ def best_sampled_mask(
 
 
 def vrpge_gradient(
-    losses: jax.Array, masks: Sequence[chex.ArrayTree], probs: chex.ArrayTree
+    probs: chex.ArrayTree, masks: Sequence[chex.ArrayTree], losses: jax.Array
 ) -> chex.ArrayTree:
     r"""Estimates the gradient of the probabilities from losses alone, without back-propagation.
 
@@ -154,9 +154,9 @@ def vrpge_gradient(
     Forward and Backward Propagation Sparsification", NeurIPS 2021, section 3).
 
     Args:
-      losses: shape (I,), I >= 2: the loss under each mask.
-      masks: I hard masks, samples of `bernoulli_mask`.
       probs: tree of keep probabilities and `None`.
+      masks: I >= 2 hard masks, samples of `bernoulli_mask`.
+      losses: shape (I,): the loss under each mask.
 
     Returns:
       A tree like `probs`, float32.
@@ -167,7 +167,7 @@ def vrpge_gradient(
     >>> import jax.numpy as jnp
     >>> import jaxprune as jp
     >>> probs, kept = {"w": jnp.array([0.5])}, {"w": jnp.array([True])}
-    >>> jp.vrpge_gradient(jnp.array([1.0, 3.0]), [kept, {"w": jnp.array([False])}], probs)
+    >>> jp.vrpge_gradient(probs, [kept, {"w": jnp.array([False])}], jnp.array([1.0, 3.0]))
     {'w': Array([-2.], dtype=float32)}
     """
     draws = len(masks)

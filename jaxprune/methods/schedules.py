@@ -29,7 +29,7 @@ def cubic_sparsity(final: float, begin: int, end: int) -> optax.Schedule:
     return optax.polynomial_schedule(0.0, final, 3, end - begin, begin)
 
 
-def annealed_temperature(steps: int, final: float = 0.03) -> optax.Schedule:
+def annealed_temperature(steps: int, *, final: float = 0.03) -> optax.Schedule:
     """Temperature falling linearly from 1 to `final` over `steps` steps.
 
     1 / temperature is the inverse temperature 1 / (0.97 (1 - e/E) + 0.03) of "Effective

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxprune.trees import wide
+from jaxprune.trees import checks, wide
 
 Where = Callable[[str, Any], bool] | str
 
@@ -202,6 +202,7 @@ def count(mask: chex.ArrayTree) -> int:
 
 def check_boolean(mask: chex.ArrayTree) -> None:
     """Raises a TypeError that names the leaf unless all leaves are boolean arrays."""
+    checks.tree("the mask", mask)
     for path, leaf in jax.tree_util.tree_leaves_with_path(mask):
         if not is_boolean(leaf):
             raise TypeError(
@@ -211,13 +212,14 @@ def check_boolean(mask: chex.ArrayTree) -> None:
 
 
 def check_floating(name: str, tree: chex.ArrayTree) -> None:
-    """Raises a ValueError that names the leaf unless there are leaves, all floating-point."""
+    """Raises an error that names the leaf unless there are leaves, all floating-point."""
+    checks.tree(f"the argument of {name}", tree)
     paths_and_leaves = jax.tree_util.tree_leaves_with_path(tree)
     if not paths_and_leaves:
         raise ValueError(f"{name} needs arrays, but the tree has no leaves")
     for path, leaf in paths_and_leaves:
         if not is_floating(leaf):
-            raise ValueError(
+            raise TypeError(
                 f"{name} needs floating-point arrays, but leaf '{path_name(path)}' is "
                 f"{getattr(leaf, 'dtype', type(leaf).__name__)}; put None in the place of leaves "
                 "that don't take part"

@@ -11,11 +11,12 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxprune.trees import masks, positions
+from jaxprune.trees import checks, masks, positions
 
 RandomBits = Callable[..., jax.Array]
 
 _EPSILON = 1e-20  # keeps logarithms and gradients finite at probabilities 0 and 1
+_COLDEST = 1e-6  # in place of a traced temperature that isn't positive
 
 
 def relaxed_bernoulli(
@@ -37,8 +38,10 @@ def relaxed_bernoulli(
     Args:
       key: one `jax.random.key`.
       probs: tree of floating-point arrays in [0, 1] and `None`.
-      temperature: positive; a Python number, or a scalar that may be traced. The inverse
-        temperature of "Effective Sparsification ..." (CVPR 2021) is 1 / temperature.
+      temperature: positive; a Python number, or a scalar that may be traced: one that turns out
+        to be 0, negative or NaN is taken as 1e-6, so that masks are 0 and 1 with the right
+        probabilities. The inverse temperature of "Effective Sparsification ..." (CVPR 2021) is
+        1 / temperature.
       random_bits: a function (key, shape, dtype) -> uint32 array; `counter_bits` is faster
         where random numbers dominate.
 
@@ -46,15 +49,15 @@ def relaxed_bernoulli(
       A tree like `probs` of float32 arrays in [0, 1], whatever the dtype of `probs`.
 
     Raises:
-      ValueError: for a tree without leaves, or one that isn't floating-point; for a temperature of
-        0 or less.
+      TypeError: for leaves that aren't floating-point, naming one, or a key that is none.
+      ValueError: for a tree without leaves, or a temperature that isn't positive.
 
     >>> import jax, jax.numpy as jnp
     >>> import jaxprune as jp
     >>> jp.relaxed_bernoulli(jax.random.key(0), {"w": jnp.array([0.0, 1.0])}, 0.5)
     {'w': Array([0., 1.], dtype=float32)}
     """
-    check_temperature(temperature)
+    temperature = usable_temperature(temperature)
 
     def soft(key, prob):
         uniform = open_uniform(prob, key, random_bits)
@@ -86,15 +89,16 @@ def gumbel_mask(
     Args:
       key: one `jax.random.key`.
       logits: tree of floating-point arrays and `None`.
-      temperature: positive; a Python number, or a scalar that may be traced.
+      temperature: positive; a Python number, or a scalar that may be traced, as for
+        `relaxed_bernoulli`.
       random_bits: as for `relaxed_bernoulli`.
 
     Returns:
       A tree like `logits` of float32 arrays, exactly 0 or 1.
 
     Raises:
-      ValueError: for a tree without leaves, or one that isn't floating-point; for a temperature of
-        0 or less.
+      TypeError: for leaves that aren't floating-point, naming one, or a key that is none.
+      ValueError: for a tree without leaves, or a temperature that isn't positive.
 
     Source: Dupont et al., "Extracting effective subnetworks with Gumbel-softmax" (ICIP 2022),
     section 3; Jang et al. (ICLR 2017) for the straight-through estimator.
@@ -104,7 +108,7 @@ def gumbel_mask(
     >>> jp.gumbel_mask(jax.random.key(0), {"w": jnp.array([-30.0, 30.0])})
     {'w': Array([0., 1.], dtype=float32)}
     """
-    check_temperature(temperature)
+    temperature = usable_temperature(temperature)
 
     def sample(key, logit):
         uniform = open_uniform(logit, key, random_bits)
@@ -126,6 +130,10 @@ def surrogate_gradient(mask: chex.ArrayTree, soft: chex.ArrayTree) -> chex.Array
     Returns:
       A tree like `soft`, exactly 0 or 1.
 
+    Raises:
+      TypeError: for a mask that isn't boolean, or a soft one that isn't floating-point.
+      ValueError: if the two don't fit; the message names the leaf.
+
     Sources: Zhou et al., "Deconstructing lottery tickets" (NeurIPS 2019), for supermasks;
     Ramanujan et al., "What's hidden in a randomly weighted neural network?" (CVPR 2020), for
     edge-popup.
@@ -142,7 +150,9 @@ def surrogate_gradient(mask: chex.ArrayTree, soft: chex.ArrayTree) -> chex.Array
         # In this order the sum is exactly 0 or 1.
         return keep.astype(soft.dtype) + (soft - jax.lax.stop_gradient(soft))
 
-    return jax.tree.map(one, mask, soft)
+    masks.check_boolean(mask)
+    masks.check_floating("a surrogate gradient", soft)
+    return jax.tree.map(one, masks.fit_mask(soft, mask), soft)
 
 
 def bernoulli_mask(
@@ -159,7 +169,8 @@ def bernoulli_mask(
       A mask like `probs`.
 
     Raises:
-      ValueError: for a tree without leaves, or one that isn't floating-point.
+      TypeError: for leaves that aren't floating-point, naming one, or a key that is none.
+      ValueError: for a tree without leaves.
 
     >>> import jax, jax.numpy as jnp
     >>> import jaxprune as jp
@@ -174,23 +185,30 @@ def bernoulli_mask(
     return map_with_keys(hard, key, probs)
 
 
-def check_temperature(temperature: jax.typing.ArrayLike) -> None:
-    """Raises a ValueError for a Python number that isn't positive; traced values pass."""
-    if isinstance(temperature, (int, float)) and not temperature > 0:
+def usable_temperature(temperature: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
+    """The temperature; if it is traced, at its least harmful where it isn't positive.
+
+    Raises:
+      TypeError: for what is no number.
+      ValueError: for a number that isn't positive.
+    """
+    checks.number("the temperature", temperature, "a positive number, not a schedule of one")
+    if not checks.known(temperature):
+        temperature = jnp.asarray(temperature, jnp.float32)
+        return jnp.where(temperature > 0, temperature, _COLDEST)
+    if not temperature > 0:
         raise ValueError(
             f"the temperature must be positive, got {temperature}: for masks of 0 and 1 a low one "
             "isn't needed, `bernoulli_mask` and `gumbel_mask` draw them at any"
         )
+    return temperature
 
 
 def map_with_keys(sample, key: chex.PRNGKey, probs: chex.ArrayTree) -> chex.ArrayTree:
     """`sample(key, leaf)` of each leaf, with keys of their own."""
+    checks.key(key)
+    masks.check_floating("sampling of probabilities or logits", probs)
     leaves, structure = jax.tree.flatten(probs)
-    if not leaves or not all(masks.is_floating(leaf) for leaf in leaves):
-        dtypes = [str(leaf.dtype) for leaf in leaves]
-        raise ValueError(
-            f"probabilities must be floating-point arrays, and logits too; got leaves of {dtypes}"
-        )
     keys = jax.random.split(key, len(leaves))
     return structure.unflatten(map(sample, keys, leaves))
 

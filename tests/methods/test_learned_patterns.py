@@ -37,11 +37,11 @@ def test_draws_are_exact_patterns(n, m, transposable):
     kinds = dict(n=n, m=m, transposable=transposable)
     logits = jp.init_pattern_logits(params, **kinds)
     draw = jax.jit(functools.partial(jp.gumbel_pattern_mask, **kinds))
-    mask = draw(jax.random.key(0), logits, params)
+    mask = draw(jax.random.key(0), params, logits)
     assert set(np.unique(mask["conv"])) == {0.0, 1.0}
     for name in ("conv", "dense"):
         check_pattern(mask[name], **kinds)
-        check_pattern(jp.pattern_mask(logits, params, **kinds)[name], **kinds)
+        check_pattern(jp.pattern_mask(params, logits, **kinds)[name], **kinds)
     assert mask["b"] is None
 
 
@@ -51,7 +51,7 @@ def test_draws_are_exact_patterns(n, m, transposable):
 def test_a_prior_alone_gives_the_best_mask_of_magnitudes(transposable, best):
     params = {"conv": normal(3, 3, 8, 16), "dense": normal(16, 8)}
     logits = jp.init_pattern_logits(params, 2, 4, transposable=transposable, prior=1.0)
-    mask = jp.pattern_mask(logits, params, 2, 4, transposable=transposable)
+    mask = jp.pattern_mask(params, logits, 2, 4, transposable=transposable)
     expected = best(jax.tree.map(jnp.abs, params), 2, 4)
     for name in params:
         np.testing.assert_array_equal(mask[name], expected[name])
@@ -64,7 +64,7 @@ def test_patterns_are_drawn_with_their_probabilities(transposable, classes):
     one = jnp.zeros(classes).at[0].set(2.0).at[classes - 1].set(1.0)
     logits = jnp.broadcast_to(one.reshape(classes, 1, 1, 1), (classes, 1, 1, groups))
     keys = jax.random.split(jax.random.key(0), 20_000)
-    draw = lambda key: jp.gumbel_pattern_mask(key, logits, params, 2, 4, transposable=transposable)
+    draw = lambda key: jp.gumbel_pattern_mask(key, params, logits, 2, 4, transposable=transposable)
     mean = jax.jit(lambda keys: jnp.mean(jax.vmap(draw)(keys), 0))(keys)
     # By the definition: the sum over patterns of probability times pattern.
     probs = np.asarray(jax.nn.softmax(one))
@@ -91,7 +91,7 @@ def test_the_gradient_is_that_of_the_soft_choice(transposable):
 
     def total(logits, temperature):
         mask = jp.gumbel_pattern_mask(
-            key, logits, params, 2, 4, transposable=transposable, temperature=temperature
+            key, params, logits, 2, 4, transposable=transposable, temperature=temperature
         )
         return jnp.sum(mask * weights)
 
@@ -112,7 +112,7 @@ def test_the_gradient_is_that_of_the_soft_choice(transposable):
 def _gain(c, logits, params, weights, transposable):
     """The sum of weights under pattern c in each group, in the shape of a group's logits."""
     only = jnp.zeros_like(logits).at[c].set(1.0)
-    kept = jnp.where(jp.pattern_mask(only, params, 2, 4, transposable=transposable), weights, 0)
+    kept = jnp.where(jp.pattern_mask(params, only, 2, 4, transposable=transposable), weights, 0)
     groups = np.asarray(kept, np.float64).reshape(2, 4, *((2, 4) if transposable else (8,)))
     return groups.sum((1, 3) if transposable else 1)[None]
 
@@ -130,7 +130,7 @@ def test_the_right_patterns_are_learned(transposable, relaxed_promotion):
         loss = lambda logits: (
             -jnp.sum(
                 wanted
-                * jp.gumbel_pattern_mask(key, logits, params, 2, 4, transposable=transposable)
+                * jp.gumbel_pattern_mask(key, params, logits, 2, 4, transposable=transposable)
             )
         )
         updates, opt_state = tx.update(jax.grad(loss)(logits), opt_state)
@@ -138,7 +138,7 @@ def test_the_right_patterns_are_learned(transposable, relaxed_promotion):
 
     keys = jax.random.split(jax.random.key(0), 300)
     (logits, _), _ = jax.lax.scan(step, (logits, tx.init(logits)), keys)
-    found = jp.pattern_mask(logits, params, 2, 4, transposable=transposable)
+    found = jp.pattern_mask(params, logits, 2, 4, transposable=transposable)
     reached = jnp.sum(jnp.where(found, wanted, 0)) / jnp.sum(jnp.where(best, wanted, 0))
     assert reached > 0.97
     check_pattern(found, 2, 4, transposable)
@@ -162,10 +162,10 @@ def test_errors():
     params = {"w": jnp.ones((8, 8))}
     logits = jp.init_pattern_logits(params, 2, 4)
     with pytest.raises(ValueError, match=r"logits of leaf 'w' must have shape \(90, 1, 2, 2\)"):
-        jp.pattern_mask(logits, params, 2, 4, transposable=True)
+        jp.pattern_mask(params, logits, 2, 4, transposable=True)
     with pytest.raises(ValueError, match="the logits must have the structure of the parameters"):
-        jp.pattern_mask(logits, params | {"b": jnp.ones(8)}, 2, 4)
+        jp.pattern_mask(params, logits | {"b": jnp.ones(8)}, 2, 4)
     with pytest.raises(ValueError, match="temperature must be positive, got 0"):
-        jp.gumbel_pattern_mask(jax.random.key(0), logits, params, 2, 4, temperature=0)
+        jp.gumbel_pattern_mask(jax.random.key(0), params, logits, 2, 4, temperature=0)
     with pytest.raises(ValueError, match=r"must have shape \(4, 1, 2, 8\), got \(6, 1, 2, 8\)"):
-        jp.gumbel_pattern_mask(jax.random.key(0), logits, params, 1, 4)
+        jp.gumbel_pattern_mask(jax.random.key(0), params, logits, 1, 4)

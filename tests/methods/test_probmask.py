@@ -71,7 +71,7 @@ PROJECTED = {
 def test_link_gives_the_numbers_of_the_specification(case):
     start = {"s": jnp.full(len(case.scores), 0.5)}
     scores = {"s": jnp.array(case.scores)}
-    link = jp.project_probabilities(case.budget / len(case.scores))
+    link = jp.project_probabilities(1 - case.budget / len(case.scores))
     moves = jax.tree.map(jnp.subtract, scores, start)
     updates, _ = link.update(moves, link.init(start), start)
     probs = optax.apply_updates(start, updates)
@@ -100,7 +100,7 @@ def test_link_equals_the_projection(costs, density):
     expected = jp.projection_capped_simplex(
         optax.apply_updates(probs, moves), density * everything, costs=costs
     )
-    link = jp.project_probabilities(1 - density, costs)
+    link = jp.project_probabilities(1 - density, costs=costs)
     updates, _ = jax.jit(link.update)(moves, link.init(probs), probs)
     chex.assert_trees_all_close(optax.apply_updates(probs, updates), expected, atol=3e-7)
 
@@ -183,7 +183,7 @@ def test_vrpge_gradient_is_unbiased(draws):
     def gradient(rows):
         losses = masks[rows].astype(jnp.float32) @ jnp.array(a, jnp.float32)
         trees = [{"w": masks[rows[j]], "b": None} for j in range(draws)]
-        return jp.vrpge_gradient(losses, trees, {"w": jnp.array(s, jnp.float32), "b": None})["w"]
+        return jp.vrpge_gradient({"w": jnp.array(s, jnp.float32), "b": None}, trees, losses)["w"]
 
     mean = weight @ np.asarray(gradient(drawn), np.float64)
     np.testing.assert_allclose(mean, a * np.sqrt(s * (1 - s)), rtol=1e-5)
@@ -193,7 +193,7 @@ def test_vrpge_gradient_is_finite_and_zero_at_the_ends_of_the_box():
     probs = {"w": jnp.array([0.0, 1.0])}
     masks = [{"w": jnp.array([False, True])}] * 2
     for estimate in (jp.vrpge_gradient, jax.jit(jp.vrpge_gradient)):
-        gradient = estimate(jnp.array([1.0, 3.0]), masks, probs)
+        gradient = estimate(probs, masks, jnp.array([1.0, 3.0]))
         assert gradient["w"].tolist() == [0.0, 0.0]
 
 
@@ -201,7 +201,7 @@ def test_vrpge_gradient_is_finite_and_zero_at_the_ends_of_the_box():
 def test_vrpge_gradient_needs_two_masks_and_their_losses(losses, draws):
     masks = [{"w": jnp.array([True])}] * draws
     with pytest.raises(ValueError, match="at least two masks and one loss for each"):
-        jp.vrpge_gradient(jnp.ones(losses), masks, {"w": jnp.array([0.5])})
+        jp.vrpge_gradient({"w": jnp.array([0.5])}, masks, jnp.ones(losses))
 
 
 # Whole searches: a bias-free perceptron 64-64-10 on scikit-learn's digits -------------------------

@@ -9,6 +9,7 @@ import jaxprune as jp
 
 sparsity = jp.cubic_sparsity(0.9, begin=48, end=180)
 temperature = jp.annealed_temperature(300)
+temperature_to = lambda steps, final: jp.annealed_temperature(steps, final=final)
 
 VALUES = [
     (sparsity, [(0, 0), (48, 0), (49, 0.020300), (60, 0.223817), (114, 0.7875), (179, 0.9)]),
@@ -53,8 +54,8 @@ WRONG = {
     "begin = end": (jp.cubic_sparsity, (0.1, 5, 5), "0 <= begin < end, got begin=5, end=5"),
     "begin > end": (jp.cubic_sparsity, (0.1, 6, 5), "0 <= begin < end, got begin=6, end=5"),
     "no steps": (jp.annealed_temperature, (0,), "steps > 0 and .*got 0 and 0.03"),
-    "final 0": (jp.annealed_temperature, (10, 0.0), "0 < final <= 1, got 10 and 0.0"),
-    "final above 1": (jp.annealed_temperature, (10, 1.1), "0 < final <= 1, got 10 and 1.1"),
+    "final 0": (temperature_to, (10, 0.0), "0 < final <= 1, got 10 and 0.0"),
+    "final above 1": (temperature_to, (10, 1.1), "0 < final <= 1, got 10 and 1.1"),
 }  # fmt: skip
 
 

@@ -170,12 +170,35 @@ def test_the_same_sample_on_one_and_eight_devices(axis_type, random_bits):
             assert leaf.sharding.is_equivalent_to(sharded[name].sharding, leaf.ndim)
 
 
-@pytest.mark.parametrize("probs", [{}, {"a": None}, [jnp.ones(2, jnp.int32)], [jnp.ones(2, bool)]])
-def test_unfit_probabilities_are_an_error(probs):
-    with pytest.raises(ValueError, match="probabilities must be floating-point"):
+UNFIT = {
+    "empty": ({}, ValueError, "the tree has no leaves"),
+    "nothing but None": ({"a": None}, ValueError, "the tree has no leaves"),
+    "integers": ([jnp.ones(2, jnp.int32)], TypeError, "leaf '0' is int32"),
+    "booleans": ([jnp.ones(2, bool)], TypeError, "leaf '0' is bool"),
+}
+
+
+@pytest.mark.parametrize("case", UNFIT)
+def test_unfit_probabilities_are_an_error(case):
+    probs, error, message = UNFIT[case]
+    with pytest.raises(error, match="sampling of probabilities or logits needs.*" + message):
         jp.relaxed_bernoulli(jax.random.key(0), probs, 1.0)
-    with pytest.raises(ValueError, match="probabilities must be floating-point"):
+    with pytest.raises(error, match=message):
         jp.bernoulli_mask(jax.random.key(0), probs)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, -np.inf, np.nan])
+def test_a_traced_temperature_that_is_not_positive_draws_what_any_other_does(temperature):
+    """Negative ones would swap what is kept and what is pruned."""
+    key, probs = jax.random.key(0), {"w": jnp.linspace(0.0, 1.0, 1000)}
+    logits = jax.tree.map(jax.scipy.special.logit, probs)
+    soft = jax.jit(jp.relaxed_bernoulli)(key, probs, temperature)["w"]
+    np.testing.assert_array_equal(soft > 0.5, jp.relaxed_bernoulli(key, probs, 1.0)["w"] > 0.5)
+    np.testing.assert_allclose(soft, jnp.round(soft), atol=1e-3)
+    hard = jax.jit(jp.gumbel_mask)(key, logits, temperature)["w"]
+    np.testing.assert_array_equal(hard, jp.gumbel_mask(key, logits, 1.0)["w"])
+    slope = jax.jit(jax.grad(lambda a, t: jnp.sum(jp.gumbel_mask(key, a, t)["w"])))
+    assert jnp.all(jnp.isfinite(slope(logits, temperature)["w"][1:-1]))
 
 
 # counter_bits
