@@ -18,6 +18,10 @@ from jaxprune.trees import checks, wide
 
 Where = Callable[[str, Any], bool] | str
 
+# Last parts of paths, and parts before the last, whose leaves stay dense by default.
+_BIAS_OR_SCALE = re.compile(r"(^|_)bias(es)?(_|$)|^b\d*$|(^|_)scales?$|^(offset|gamma|beta)$")
+_NORM = re.compile(r"(norm|normalization|(^|_)[bgl]n)(_?(\d+|f))?$|^scales$", re.IGNORECASE)
+
 
 def path_name(path) -> str:
     """A leaf's key path as text, such as `layers/0/kernel`."""
@@ -30,15 +34,20 @@ def prunable(params: chex.ArrayTree, where: Where | None = None) -> chex.ArrayTr
     Args:
       params: any tree of arrays: Flax NNX state, Linen dict, Equinox module, lists. Shapes
         suffice (`jax.ShapeDtypeStruct`) under `jax.eval_shape`.
-      where: `None` for floating-point leaves with two or more dimensions (kernels and embeddings,
-        but no biases and no normalisation scales); a regular expression that is searched for in
-        the leaf's path (`"kernel"`, `"^encoder/.*kernel"`); or a predicate on (path, leaf). A
-        leaf that is not floating-point is never chosen.
+      where: `None` for kernels and embeddings: floating-point leaves with two or more dimensions,
+        but no biases and no scales, whatever their rank. These are known by the last part of their
+        path (`bias` alone or in words such as `bias_n`, `b`, `b1`, `scale`, `offset`, `gamma`,
+        `beta`; a trailing `value` of NNX doesn't count), or by the layer right above, if its name
+        or, in Equinox, its class ends in `norm` or `normalization` (also `ln`, `bn`, `gn`, and with
+        a number). Or a regular expression that is searched for in the leaf's path (`"kernel"`,
+        `"^encoder/.*kernel"`); or a predicate on (path, leaf). A leaf that is not floating-point is
+        never chosen.
 
     Returns:
       A tree like `params`: an all-`True` array for each chosen leaf, `None` for the others.
 
     Raises:
+      TypeError: for a `where` of another kind, or what is no tree of arrays.
       ValueError: if nothing is chosen; the message lists the paths.
 
     >>> import jax.numpy as jnp
@@ -48,16 +57,22 @@ def prunable(params: chex.ArrayTree, where: Where | None = None) -> chex.ArrayTr
     {'bias': None, 'kernel': Array([[ True,  True,  True],
            [ True,  True,  True]], dtype=bool)}
     """
+    checks.tree("the argument of `prunable`", params)
     if where is None:
-        chosen = lambda path, leaf: leaf.ndim >= 2
+        chosen = lambda path, leaf: leaf.ndim >= 2 and not _is_bias_or_scale(params, path)
     elif isinstance(where, str):
         pattern = re.compile(where)
-        chosen = lambda path, leaf: pattern.search(path) is not None
+        chosen = lambda path, leaf: pattern.search(path_name(path)) is not None
+    elif callable(where):
+        chosen = lambda path, leaf: where(path_name(path), leaf)
     else:
-        chosen = where
+        raise TypeError(
+            "`where` must be a regular expression or a function of (path, leaf), got "
+            f"{checks.described(where)}"
+        )
 
     def keep_all(path, leaf):
-        if is_floating(leaf) and chosen(path_name(path), leaf):
+        if is_floating(leaf) and chosen(path, leaf):
             return jnp.ones_like(leaf, dtype=bool)
         return None
 
@@ -66,10 +81,40 @@ def prunable(params: chex.ArrayTree, where: Where | None = None) -> chex.ArrayTr
         paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
         raise ValueError(
             "no leaf can be pruned: it takes a floating-point leaf "
-            + ("of two or more dimensions" if where is None else f"that `where`={where!r} chooses")
+            + (
+                "of two or more dimensions that is no bias or scale"
+                if where is None
+                else f"that `where`={where!r} chooses"
+            )
             + f"; the leaves are {paths}. Pass `where` to choose others."
         )
     return mask
+
+
+def _is_bias_or_scale(params: chex.ArrayTree, path) -> bool:
+    """Whether a leaf is a bias or scale by its name, or that of the layer that holds it."""
+    parts = path_name(path).split("/")
+    if len(parts) > 1 and parts[-1] == "value":  # the array in a variable of NNX
+        parts.pop()
+    names = _NORM.search(parts[-2]) if len(parts) > 1 else None
+    return bool(_BIAS_OR_SCALE.search(parts[-1]) or names or _NORM.search(_holder(params, path)))
+
+
+def _holder(params: chex.ArrayTree, path) -> str:
+    """The class of the module that has the leaf as an attribute; empty if there is none."""
+    if not path or not isinstance(path[-1], jax.tree_util.GetAttrKey):
+        return ""
+    node: Any = params
+    for key in path[:-1]:
+        if isinstance(key, jax.tree_util.GetAttrKey):
+            node = getattr(node, key.name)
+        elif isinstance(key, jax.tree_util.SequenceKey):
+            node = node[key.idx]
+        elif isinstance(key, jax.tree_util.DictKey):
+            node = node[key.key]
+        else:
+            return ""
+    return type(node).__name__
 
 
 def is_floating(leaf) -> bool:

@@ -94,7 +94,7 @@ def test_trees_dtypes_and_transformations(dtype):
 
 
 def test_no_logits():
-    with pytest.raises(TypeError, match="probabilities or logits needs .* leaf 'w' is int"):
+    with pytest.raises(TypeError, match=r"probabilities or logits needs .* leaf 'w' is int"):
         jp.gumbel_mask(jax.random.key(0), {"w": jnp.ones(2, int)})
 
 
