@@ -84,8 +84,8 @@ def keep_top_k(
         kept, valid = _kept(sparsity, count, size)
         nan = keeping.has_nan(params)
         found = Problem.BUDGET * (~valid).astype(jnp.int32) | Problem.NAN * nan.astype(jnp.int32)
-        new = selection.keep_largest(params, kept, magnitudes=True)
-        return keeping.or_in_force(valid & ~nan, new, mask), found
+        usable = valid & ~nan
+        return selection.keep_largest_magnitudes(params, kept, usable, mask), found
 
     return keeping.keep(renew, lambda params: masks.prunable(params, where), every)
 

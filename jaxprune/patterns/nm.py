@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jaxprune.patterns import tiles
 from jaxprune.trees import masks
 
+_MOST_DEVICES = 128  # along one axis
+
 
 def nm_mask(
     scores: chex.ArrayTree, n: int | jax.Array, m: int, *, axis: str | int = "inputs"
@@ -46,23 +48,36 @@ def nm_mask(
 def _nm_tree(scores, n, m, axis):
     def of_leaf(path, leaf):
         own = tiles.axes_of(axis, masks.path_name(path), leaf.shape)
-        first, last = own[0], own[-1] + 1
-        sides = (leaf.shape[:first], leaf.shape[first:last], leaf.shape[last:])
-        return _nm(leaf.reshape([math.prod(side) for side in sides]), n, m).reshape(leaf.shape)
+        return _nm(leaf, n, own[0], own[-1] + 1, m)
 
     return jax.tree_util.tree_map_with_path(of_leaf, scores)
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def _nm(x: jax.Array, n, m: int) -> jax.Array:
-    """Along the middle one of three axes."""
-    before, size, after = x.shape
-    x = jnp.where(jnp.isnan(x), -jnp.inf, x)
-    missing = -size % m
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+def _nm(leaf: jax.Array, n, first: int, last: int, m: int) -> jax.Array:
+    """Along the axes from first to before last, as one."""
+    before, along, after = leaf.shape[:first], leaf.shape[first:last], leaf.shape[last:]
+    size = math.prod(along)
+    x = leaf.reshape(*before, size, *after)
     # Padding comes last and is -inf, so it loses even to -inf.
-    x = jnp.pad(x, ((0, 0), (0, missing), (0, 0)), constant_values=-jnp.inf)
-    x = x.reshape(before, -1, m, after)
-    entries = [x[:, :, k] for k in range(m)]
+    x = jax.lax.pad(x, _minus_infinity(x), _at_axis(x, first, 0, -size % m))
+    kept = jax.lax.platform_dependent(
+        x,
+        n,
+        tpu=functools.partial(_by_shifts, axis=first, m=m),
+        default=functools.partial(_by_entries, axis=first, m=m),
+    )
+    return jax.lax.slice_in_dim(kept, 0, size, axis=first).reshape(leaf.shape)
+
+
+def _without_nan(x: jax.Array) -> jax.Array:
+    return jnp.where(jnp.isnan(x), -jnp.inf, x)
+
+
+def _by_entries(x: jax.Array, n, axis: int, m: int) -> jax.Array:
+    """Compares the entries of each group with each other: fewest operations."""
+    groups = _split(_without_nan(x), axis, m)
+    entries = [jax.lax.index_in_dim(groups, k, axis + 1, keepdims=False) for k in range(m)]
 
     def rank(k):
         larger = [
@@ -72,5 +87,56 @@ def _nm(x: jax.Array, n, m: int) -> jax.Array:
         ]
         return functools.reduce(jnp.add, larger, jnp.zeros(entries[k].shape, jnp.int32))
 
-    kept = jnp.stack([rank(k) < n for k in range(m)], axis=2)
-    return kept.reshape(before, size + missing, after)[:, :size]
+    return jnp.stack([rank(k) < n for k in range(m)], axis=axis + 1).reshape(x.shape)
+
+
+def _by_shifts(x: jax.Array, n, axis: int, m: int) -> jax.Array:
+    """Compares every entry with its neighbours in place: one kernel and no copy on TPUs.
+
+    Shifts stay inside blocks of some groups, and so on one device where there are more blocks than
+    devices.
+    """
+    if axis < x.ndim - 1:
+        block = _block(x.shape[axis], m, 32)
+        return _of_blocks(_split(x, axis, block), n, axis + 1, m).reshape(x.shape)
+    # Along the last axis blocks lie together only if the rows are split as well, as a TPU's memory
+    # is tiled: in eight rows of 128.
+    block = _block(x.shape[axis], m, 128)
+    rows = 8 if block > m and x.ndim > 1 and x.shape[-2] % 8 == 0 else 1
+    blocks = _split(x, axis, block)
+    blocks = _split(blocks, axis - 1, rows) if rows > 1 else blocks[..., None, :, :]
+    kept = _of_blocks(jnp.swapaxes(blocks, -3, -2), n, blocks.ndim - 1, m)
+    return jnp.swapaxes(kept, -3, -2).reshape(x.shape)
+
+
+def _block(size: int, m: int, tile: int) -> int:
+    """As long as a TPU's tile, which splitting the axis then leaves alone; or one group."""
+    block = math.lcm(m, tile)
+    return block if size % block == 0 and size // block >= _MOST_DEVICES else m
+
+
+def _of_blocks(blocks: jax.Array, n, axis: int, m: int) -> jax.Array:
+    def shifted(by):
+        moved = jax.lax.pad(blocks, _minus_infinity(blocks), _at_axis(blocks, axis, by, -by))
+        return _without_nan(moved)  # before the shift, it would be a copy
+
+    here, place = shifted(0), jax.lax.broadcasted_iota(jnp.int32, blocks.shape, axis) % m
+    rank = jnp.zeros(blocks.shape, jnp.int32)
+    for distance in range(1, m):
+        earlier = (shifted(distance) >= here) & (place >= distance)
+        later = (shifted(-distance) > here) & (place < m - distance)
+        rank = rank + earlier.astype(jnp.int32) + later.astype(jnp.int32)
+    return rank < n
+
+
+def _split(x: jax.Array, axis: int, size: int) -> jax.Array:
+    return x.reshape(*x.shape[:axis], -1, size, *x.shape[axis + 1 :])
+
+
+def _at_axis(x: jax.Array, axis: int, low: int, high: int) -> list[tuple[int, int, int]]:
+    """What `jax.lax.pad` takes to pad, or cut, one axis."""
+    return [(low, high, 0) if i == axis else (0, 0, 0) for i in range(x.ndim)]
+
+
+def _minus_infinity(x: jax.Array) -> jax.Array:
+    return jnp.array(-jnp.inf, x.dtype)
