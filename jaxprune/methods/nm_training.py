@@ -52,7 +52,7 @@ def keep_nm(
     >>> optax.apply_updates(params, updates)["kernel"].ravel()
     Array([ 0. , -2.1,  2.9,  0. ], dtype=float32)
     """
-    mask_of = functools.partial(nm.nm_mask, axis=axis)
+    mask_of = functools.partial(nm.nm_mask_of_magnitudes, axis=axis)
     return _keep(mask_of, n, m, (axis,), every, where)
 
 
@@ -95,7 +95,10 @@ def keep_transposable_nm(
     >>> kept.reshape(16, 2, 4).sum(2).tolist() == [[2] * 2] * 16  # along the outputs
     True
     """
-    return _keep(transposable.transposable_nm_mask, n, m, ("inputs", "outputs"), every, where)
+    mask_of = lambda params, n, m: transposable.transposable_nm_mask(
+        jax.tree.map(jnp.abs, params), n, m
+    )
+    return _keep(mask_of, n, m, ("inputs", "outputs"), every, where)
 
 
 def _keep(mask_of, n, m, axes, every, where):
@@ -114,7 +117,7 @@ def _keep(mask_of, n, m, axes, every, where):
             now = jnp.where(valid, wanted, m).astype(jnp.int32)
         nan = keeping.has_nan(params)
         found = Problem.BUDGET * (~valid).astype(jnp.int32) | Problem.NAN * nan.astype(jnp.int32)
-        new = mask_of(jax.tree.map(jnp.abs, params), now, m)
+        new = mask_of(params, now, m)
         return keeping.or_in_force(valid & ~nan, new, mask), found
 
     def first(params):

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Callable
 
 import chex
 import jax
@@ -45,38 +46,43 @@ def nm_mask(
     return masks.sharded_alike(functools.partial(_nm_tree, n=n, m=m, axis=axis), scores)(scores)
 
 
-def _nm_tree(scores, n, m, axis):
+def nm_mask_of_magnitudes(
+    params: chex.ArrayTree, n: int | jax.Array, m: int, *, axis: str | int
+) -> chex.ArrayTree:
+    """`nm_mask` of checked parameters' magnitudes, which are nowhere written to memory."""
+    of_tree = functools.partial(_nm_tree, n=n, m=m, axis=axis, read=jnp.abs)
+    return masks.sharded_alike(of_tree, params)(params)
+
+
+def _nm_tree(scores, n, m, axis, read: Callable[[jax.Array], jax.Array] = jnp.asarray):
     def of_leaf(path, leaf):
         own = tiles.axes_of(axis, masks.path_name(path), leaf.shape)
-        return _nm(leaf, n, own[0], own[-1] + 1, m)
+        return _nm(leaf, n, own[0], own[-1] + 1, m, read)
 
     return jax.tree_util.tree_map_with_path(of_leaf, scores)
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3, 4))
-def _nm(leaf: jax.Array, n, first: int, last: int, m: int) -> jax.Array:
-    """Along the axes from first to before last, as one."""
+@functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))
+def _nm(leaf: jax.Array, n, first: int, last: int, m: int, read) -> jax.Array:
+    """Along the axes from first to before last, as one; of what `read` makes of each entry."""
     before, along, after = leaf.shape[:first], leaf.shape[first:last], leaf.shape[last:]
     size = math.prod(along)
     x = leaf.reshape(*before, size, *after)
-    # Padding comes last and is -inf, so it loses even to -inf.
-    x = jax.lax.pad(x, _minus_infinity(x), _at_axis(x, first, 0, -size % m))
+    # Padding comes last and is NaN, which ranks with -inf: so it loses even to -inf.
+    x = jax.lax.pad(x, jnp.array(jnp.nan, x.dtype), _at_axis(x, first, 0, -size % m))
+    scores = lambda x: jnp.where(jnp.isnan(x), -jnp.inf, read(x))
     kept = jax.lax.platform_dependent(
         x,
         n,
-        tpu=functools.partial(_by_shifts, axis=first, m=m),
-        default=functools.partial(_by_entries, axis=first, m=m),
+        tpu=functools.partial(_by_shifts, axis=first, m=m, scores=scores),
+        default=functools.partial(_by_entries, axis=first, m=m, scores=scores),
     )
     return jax.lax.slice_in_dim(kept, 0, size, axis=first).reshape(leaf.shape)
 
 
-def _without_nan(x: jax.Array) -> jax.Array:
-    return jnp.where(jnp.isnan(x), -jnp.inf, x)
-
-
-def _by_entries(x: jax.Array, n, axis: int, m: int) -> jax.Array:
+def _by_entries(x: jax.Array, n, axis: int, m: int, scores) -> jax.Array:
     """Compares the entries of each group with each other: fewest operations."""
-    groups = _split(_without_nan(x), axis, m)
+    groups = _split(scores(x), axis, m)
     entries = [jax.lax.index_in_dim(groups, k, axis + 1, keepdims=False) for k in range(m)]
 
     def rank(k):
@@ -90,7 +96,7 @@ def _by_entries(x: jax.Array, n, axis: int, m: int) -> jax.Array:
     return jnp.stack([rank(k) < n for k in range(m)], axis=axis + 1).reshape(x.shape)
 
 
-def _by_shifts(x: jax.Array, n, axis: int, m: int) -> jax.Array:
+def _by_shifts(x: jax.Array, n, axis: int, m: int, scores) -> jax.Array:
     """Compares every entry with its neighbours in place: one kernel and no copy on TPUs.
 
     Shifts stay inside blocks of some groups, and so on one device where there are more blocks than
@@ -98,14 +104,14 @@ def _by_shifts(x: jax.Array, n, axis: int, m: int) -> jax.Array:
     """
     if axis < x.ndim - 1:
         block = _block(x.shape[axis], m, 32)
-        return _of_blocks(_split(x, axis, block), n, axis + 1, m).reshape(x.shape)
+        return _of_blocks(_split(x, axis, block), n, axis + 1, m, scores).reshape(x.shape)
     # Along the last axis blocks lie together only if the rows are split as well, as a TPU's memory
     # is tiled: in eight rows of 128.
     block = _block(x.shape[axis], m, 128)
     rows = 8 if block > m and x.ndim > 1 and x.shape[-2] % 8 == 0 else 1
     blocks = _split(x, axis, block)
     blocks = _split(blocks, axis - 1, rows) if rows > 1 else blocks[..., None, :, :]
-    kept = _of_blocks(jnp.swapaxes(blocks, -3, -2), n, blocks.ndim - 1, m)
+    kept = _of_blocks(jnp.swapaxes(blocks, -3, -2), n, blocks.ndim - 1, m, scores)
     return jnp.swapaxes(kept, -3, -2).reshape(x.shape)
 
 
@@ -115,10 +121,11 @@ def _block(size: int, m: int, tile: int) -> int:
     return block if size % block == 0 and size // block >= _MOST_DEVICES else m
 
 
-def _of_blocks(blocks: jax.Array, n, axis: int, m: int) -> jax.Array:
+def _of_blocks(blocks: jax.Array, n, axis: int, m: int, scores) -> jax.Array:
     def shifted(by):
-        moved = jax.lax.pad(blocks, _minus_infinity(blocks), _at_axis(blocks, axis, by, -by))
-        return _without_nan(moved)  # before the shift, it would be a copy
+        fill = jnp.zeros((), blocks.dtype)
+        moved = jax.lax.pad(blocks, fill, _at_axis(blocks, axis, by, -by))
+        return scores(moved)  # made before the shift, they would be written to memory
 
     here, place = shifted(0), jax.lax.broadcasted_iota(jnp.int32, blocks.shape, axis) % m
     rank = jnp.zeros(blocks.shape, jnp.int32)
@@ -136,7 +143,3 @@ def _split(x: jax.Array, axis: int, size: int) -> jax.Array:
 def _at_axis(x: jax.Array, axis: int, low: int, high: int) -> list[tuple[int, int, int]]:
     """What `jax.lax.pad` takes to pad, or cut, one axis."""
     return [(low, high, 0) if i == axis else (0, 0, 0) for i in range(x.ndim)]
-
-
-def _minus_infinity(x: jax.Array) -> jax.Array:
-    return jnp.array(-jnp.inf, x.dtype)
