@@ -22,7 +22,7 @@ import optax
 from jaxprune.trees import masks
 from jaxprune.trees.report import Problem
 
-Renew = Callable[[chex.ArrayTree, chex.ArrayTree, Any], tuple[chex.ArrayTree, jax.Array]]
+Choice = Callable[[chex.ArrayTree, Any], tuple[jax.Array, Callable[[], chex.ArrayTree]]]
 
 
 class KeepState(NamedTuple):
@@ -34,19 +34,18 @@ class KeepState(NamedTuple):
 
 
 def keep(
-    renew: Renew,
+    choice: Choice | None,
     first: Callable[[chex.ArrayTree], chex.ArrayTree],
     every: jax.typing.ArrayLike,
-    look_at: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """A link that keeps to a mask and chooses it anew at every so many updates.
 
     Args:
-      renew: from the parameters, `None` for leaves that stay dense, the mask in force and the
-        link's count to the next mask and the problems found, an int32 scalar.
+      choice: from the parameters, `None` for leaves that stay dense, and the link's count to
+        whether the budget is in range, and a function that makes the mask. `None`: the first mask
+        is kept for good.
       first: from the parameters to the mask that is in force before the first choice.
-      every: updates between two choices.
-      look_at: the first choice is made at this update.
+      every: updates between two choices, or between two looks at what is pruned.
     """
     if isinstance(every, int) and every < 1:
         raise ValueError(f"`every` must be at least 1, got {every}")
@@ -65,14 +64,21 @@ def keep(
             return state.problems | Problem.CHANGED * (changed & (count > 0)).astype(jnp.int32)
 
         def choose():
+            if choice is None:
+                return state.mask, look()
             chosen = jax.tree.map(lambda p, m: None if m is None else p, params, state.mask)
-            mask, found = renew(chosen, state.mask, count)
+            valid, make = choice(chosen, count)
+            nan = _has_nan(chosen)
+            found = Problem.BUDGET * (~valid).astype(jnp.int32)
+            found = found | Problem.NAN * nan.astype(jnp.int32)
+            # As a branch, not a selection: this one writes no second mask to memory.
+            mask = jax.lax.cond(valid & ~nan, make, lambda: state.mask)
             return mask, look() | found
 
         if isinstance(every, int) and every == 1:
             mask, problems = choose()
         else:
-            due = count % every == look_at
+            due = count % every == 0
             wait = lambda: (state.mask, state.problems)
             only_look = lambda: (state.mask, look())
             # Right after the first update too: that is when a wrong order shows.
@@ -92,12 +98,7 @@ def _nonzero_where_pruned(params, mask) -> jax.Array:
     return jnp.any(jnp.stack(jax.tree.leaves(stray)))
 
 
-def or_in_force(usable: jax.Array, new: chex.ArrayTree, old: chex.ArrayTree) -> chex.ArrayTree:
-    """The new mask where it is usable, else the one in force."""
-    return jax.tree.map(lambda n, o: jnp.where(usable, n, o), new, old)
-
-
-def has_nan(params: chex.ArrayTree) -> jax.Array:
+def _has_nan(params: chex.ArrayTree) -> jax.Array:
     """Whether a weight that can be pruned is NaN."""
     return jnp.any(jnp.stack([jnp.any(jnp.isnan(leaf)) for leaf in jax.tree.leaves(params)]))
 

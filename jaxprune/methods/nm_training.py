@@ -9,7 +9,6 @@ import optax
 from jaxprune.methods import keeping
 from jaxprune.patterns import nm, tiles, transposable
 from jaxprune.trees import masks
-from jaxprune.trees.report import Problem
 
 
 def keep_nm(
@@ -109,16 +108,13 @@ def _keep(mask_of, n, m, axes, every, where):
             leaf.ndim >= 2 and all(tiles.length(axis, path, leaf.shape) % m == 0 for axis in axes)
         )
 
-    def renew(params, mask, count):
+    def choice(params, count):
         now, valid = n, jnp.bool_(True)
         if callable(n):
             wanted = jnp.round(jnp.asarray(n(count), jnp.float32))
             valid = (wanted >= 0) & (wanted <= m)
             now = jnp.where(valid, wanted, m).astype(jnp.int32)
-        nan = keeping.has_nan(params)
-        found = Problem.BUDGET * (~valid).astype(jnp.int32) | Problem.NAN * nan.astype(jnp.int32)
-        new = mask_of(params, now, m)
-        return keeping.or_in_force(valid & ~nan, new, mask), found
+        return valid, lambda: mask_of(params, now, m)
 
     def first(params):
         try:
@@ -134,4 +130,4 @@ def _keep(mask_of, n, m, axes, every, where):
         jax.tree_util.tree_map_with_path(check, mask)
         return mask
 
-    return keeping.keep(renew, first, every)
+    return keeping.keep(choice, first, every)

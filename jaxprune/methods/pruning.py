@@ -7,7 +7,6 @@ import optax
 
 from jaxprune.methods import keeping
 from jaxprune.trees import masks, selection, wide
-from jaxprune.trees.report import Problem
 
 _LOOK_EVERY = 100  # updates of `keep_mask` between two looks at what it has pruned
 
@@ -38,7 +37,7 @@ def keep_mask(mask: chex.ArrayTree) -> optax.GradientTransformation:
     def given(params):
         return jax.tree.map(jnp.copy, masks.fit_mask(params, mask))
 
-    return keeping.keep(lambda _, held, count: (held, jnp.int32(0)), given, _LOOK_EVERY)
+    return keeping.keep(None, given, _LOOK_EVERY)
 
 
 def keep_top_k(
@@ -79,15 +78,12 @@ def keep_top_k(
     """
     keeping.check_fraction("sparsity", sparsity)
 
-    def renew(params, mask, count):
+    def choice(params, count):
         size = sum(leaf.size for leaf in jax.tree.leaves(params))
         kept, valid = _kept(sparsity, count, size)
-        nan = keeping.has_nan(params)
-        found = Problem.BUDGET * (~valid).astype(jnp.int32) | Problem.NAN * nan.astype(jnp.int32)
-        usable = valid & ~nan
-        return selection.keep_largest_magnitudes(params, kept, usable, mask), found
+        return valid, lambda: selection.keep_largest(params, kept, magnitudes=True)
 
-    return keeping.keep(renew, lambda params: masks.prunable(params, where), every)
+    return keeping.keep(choice, lambda params: masks.prunable(params, where), every)
 
 
 @wide.counts_in_64_bits

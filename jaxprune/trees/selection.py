@@ -104,27 +104,16 @@ def _as_count(k, size: int):
 
 
 @wide.counts_in_64_bits
-def keep_largest(scores: chex.ArrayTree, k: jax.Array) -> chex.ArrayTree:
-    """`top_k_mask` of checked scores, with a uint64 k within the size."""
-
-    def of_tree(scores, k):
-        none = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, dtype=bool), scores)
-        return _keep_largest(scores, k, jnp.bool_(True), none, magnitudes=False)
-
+def keep_largest(
+    scores: chex.ArrayTree, k: jax.Array, *, magnitudes: bool = False
+) -> chex.ArrayTree:
+    """`top_k_mask` of checked scores, or of their magnitudes, with a uint64 k within the size."""
+    of_tree = functools.partial(_keep_largest, magnitudes=magnitudes)
     return masks.sharded_alike(of_tree, scores)(scores, k)
 
 
-@wide.counts_in_64_bits
-def keep_largest_magnitudes(
-    params: chex.ArrayTree, k: jax.Array, usable: jax.Array, otherwise: chex.ArrayTree
-) -> chex.ArrayTree:
-    """The mask of the k largest magnitudes, or the other mask if this one isn't usable."""
-    of_tree = functools.partial(_keep_largest, magnitudes=True)
-    return masks.sharded_alike(of_tree, params)(params, k, usable, otherwise)
-
-
 @functools.partial(jax.jit, static_argnames="magnitudes")
-def _keep_largest(scores, k, usable, otherwise, *, magnitudes):
+def _keep_largest(scores, k, *, magnitudes):
     leaves, structure = jax.tree.flatten(scores)
     rank = functools.partial(_rank, magnitude=magnitudes)
     cut = _cut_value(leaves, rank, k)
@@ -140,8 +129,8 @@ def _keep_largest(scores, k, usable, otherwise, *, magnitudes):
 
     # Both sides of the cut must see the same bits of a score. XLA may calculate scores again where
     # they are used, fused and so rounded differently; a conditional reads its operands from memory.
-    instead = lambda leaves: jax.tree.leaves(otherwise)
-    return structure.unflatten(jax.lax.cond(usable, choose, instead, leaves))
+    nothing = lambda leaves: [jnp.zeros_like(leaf, dtype=bool) for leaf in leaves]
+    return structure.unflatten(jax.lax.cond(k > 0, choose, nothing, leaves))
 
 
 def _rank(leaf: jax.Array, magnitude: bool) -> jax.Array:
