@@ -14,7 +14,7 @@ import optax
 
 from jaxprune.methods import probmask
 from jaxprune.methods.keeping import needed
-from jaxprune.trees import masks
+from jaxprune.trees import checks, masks
 
 _LIMIT = 10.0  # of a logit whose projected probability is 0 or 1
 
@@ -64,7 +64,8 @@ def rescale(params: chex.ArrayTree, scales: chex.ArrayTree) -> chex.ArrayTree:
       A tree like `params`, with its dtypes; the products are float32 or wider.
 
     Raises:
-      ValueError: if the scales don't have the structure of `params`.
+      TypeError: for what is no tree of scales.
+      ValueError: if the scales don't have the structure of `params`, or one isn't a scalar.
 
     Source: Dupont et al. (ICIP 2022), section 3.3, "smart rescaling". In a network of ReLUs
     without biases only the product of all scales matters, as an inverse temperature of the logits.
@@ -75,14 +76,19 @@ def rescale(params: chex.ArrayTree, scales: chex.ArrayTree) -> chex.ArrayTree:
     {'b': Array([1.], dtype=float32), 'w': Array([3., 6.], dtype=float32)}
     """
 
-    def scaled(weight, scale):
+    def scaled(path, weight, scale):
         if scale is None:
             return weight
+        if jnp.shape(scale) != ():
+            raise ValueError(
+                f"the scale of leaf '{masks.path_name(path)}' must be a scalar, got "
+                f"{checks.described(scale)}"
+            )
         dtype = masks.at_least_float32(weight)
         return (weight.astype(dtype) * jnp.asarray(scale, dtype)).astype(weight.dtype)
 
     masks.leaves_like(params, scales, "the scales", "`jax.tree.map` over their mask")
-    return jax.tree.map(scaled, params, scales)
+    return jax.tree_util.tree_map_with_path(scaled, params, scales)
 
 
 def inverse_density(mask: chex.ArrayTree) -> chex.ArrayTree:
@@ -93,6 +99,9 @@ def inverse_density(mask: chex.ArrayTree) -> chex.ArrayTree:
 
     Returns:
       A tree like `mask` of float32 scalars; 1 where nothing is kept.
+
+    Raises:
+      TypeError: for what is no tree of arrays.
 
     Source: Zhou et al. (NeurIPS 2019), section 5.
 
@@ -106,6 +115,7 @@ def inverse_density(mask: chex.ArrayTree) -> chex.ArrayTree:
         kept = jnp.sum(jax.lax.stop_gradient(keep).astype(jnp.float32))
         return jnp.where(kept > 0, keep.size / jnp.maximum(kept, 1.0), 1.0)
 
+    checks.tree("the mask", mask)
     return jax.tree.map(of_leaf, mask)
 
 
@@ -122,6 +132,7 @@ def project_logits(sparsity: optax.ScalarOrSchedule) -> optax.GradientTransforma
       A transformation for the end of a chain over the tree of logits alone.
 
     Raises:
+      TypeError: for a sparsity that is neither a number nor a schedule.
       ValueError: for a sparsity outside [0, 1].
 
     >>> import jax, jax.numpy as jnp, optax

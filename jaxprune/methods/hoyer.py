@@ -22,7 +22,7 @@ import optax
 from jaxprune.methods import penalties
 from jaxprune.methods.keeping import needed
 from jaxprune.patterns import groups
-from jaxprune.trees import masks, selection
+from jaxprune.trees import checks, masks, selection
 
 
 class AddPenaltyState(NamedTuple):
@@ -52,6 +52,8 @@ def add_penalty(
       updates keep their dtypes.
 
     Raises:
+      TypeError: for a penalty that is no function, or a strength that is neither a number nor a
+        schedule.
       ValueError: in `update`, without parameters, or if none of them is prunable.
 
     >>> import jax.numpy as jnp, optax
@@ -61,6 +63,8 @@ def add_penalty(
     >>> tx.update(optax.tree.zeros_like(params), tx.init(params), params)[0]
     {'bias': Array([-0., -0.], dtype=float32), 'kernel': Array([[-0.5,  0.5]], dtype=float32)}
     """
+    checks.function("`penalty`", penalty)
+    checks.strength("the strength", strength)
 
     def init_fn(params):
         del params
@@ -107,6 +111,7 @@ def add_hoyer_square(
       A transformation that stands before the optimizer (`add_penalty` of `hoyer_square`).
 
     Raises:
+      TypeError: for a strength that is neither a number nor a schedule.
       ValueError: in `update`, without parameters, or if none of them is prunable.
 
     Source: DeepHoyer (ICLR 2020), equation 3.
@@ -143,6 +148,7 @@ def add_group_hoyer_square(
       A transformation that stands before the optimizer (`add_penalty` of `group_hoyer_square`).
 
     Raises:
+      TypeError: for a strength that is neither a number nor a schedule.
       ValueError: in `update`, without parameters, if none of them is prunable, or if one doesn't
         have the axes; the message names the leaf.
 
@@ -156,6 +162,7 @@ def add_group_hoyer_square(
     >>> optax.apply_updates(params, updates)["kernel"].round(4).tolist()
     [[2.9104, 0.0], [0.0, 4.0672]]
     """
+    groups.check(axis)
     penalty = functools.partial(penalties.group_hoyer_square, axis=axis, normalized=normalized)
     return add_penalty(penalty, strength, where=where)
 
@@ -183,6 +190,7 @@ def threshold_mask(
       A mask like `params`. What is exactly zero is pruned at any threshold.
 
     Raises:
+      TypeError: for a threshold that is neither a number nor a function, or an axis that is none.
       ValueError: for NaN (checked outside `jit`), if nothing is prunable, or for axes that a leaf
         doesn't have; the message names the leaf.
 
@@ -194,22 +202,38 @@ def threshold_mask(
     >>> jp.threshold_mask(params, jp.trimming_point, axis="outputs")["kernel"].tolist()
     [[False, True], [False, True]]
     """
-    limit = threshold if callable(threshold) else lambda _: threshold
+    chosen_leaves = masks.prunable(params, where)
+    limit = _limit(threshold)
     selection.check_no_nan(params)
 
     def keep(path, leaf, chosen):
         if chosen is None:
             return None
-        leaf = leaf.astype(masks.at_least_float32(leaf))
+        name, leaf = masks.path_name(path), leaf.astype(masks.at_least_float32(leaf))
         if axis is None:
-            return _reaches(leaf, limit)
+            return _reaches(name, leaf, limit)
         kept = ~jnp.isnan(leaf)
-        for inside in groups.axes_inside(axis, masks.path_name(path), leaf.shape):
-            kept = kept & _reaches(groups.norms(leaf, inside), limit)
+        for inside in groups.axes_inside(axis, name, leaf.shape):
+            kept = kept & _reaches(name, groups.norms(leaf, inside), limit)
         return kept
 
-    return jax.tree_util.tree_map_with_path(keep, params, masks.prunable(params, where))
+    return jax.tree_util.tree_map_with_path(keep, params, chosen_leaves)
 
 
-def _reaches(x: jax.Array, limit: Callable[[jax.Array], chex.Numeric]) -> jax.Array:
-    return (jnp.abs(x) >= jnp.asarray(limit(x), x.dtype)) & (x != 0)
+def _limit(threshold) -> Callable[[jax.Array], chex.Numeric]:
+    """From a leaf to its threshold."""
+    if callable(threshold):
+        return threshold
+    checks.number("the threshold", threshold, "a number or a function of a leaf")
+    if checks.known(threshold) and threshold != threshold:
+        raise ValueError("the threshold must be a number to compare with, got nan")
+    return lambda _: threshold
+
+
+def _reaches(name: str, x: jax.Array, limit: Callable[[jax.Array], chex.Numeric]) -> jax.Array:
+    least = limit(x)
+    if jnp.shape(least) != ():
+        raise ValueError(
+            f"the threshold of leaf '{name}' must be a scalar, got {checks.described(least)}"
+        )
+    return (jnp.abs(x) >= jnp.asarray(least, x.dtype)) & (x != 0)

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxprune.trees import masks
+from jaxprune.trees import checks, masks
 from jaxprune.trees.report import Problem
 
 Choice = Callable[[chex.ArrayTree, Any], tuple[jax.Array, Callable[[], chex.ArrayTree]]]
@@ -47,8 +47,8 @@ def keep(
       first: from the parameters to the mask that is in force before the first choice.
       every: updates between two choices, or between two looks at what is pruned.
     """
-    if isinstance(every, int) and every < 1:
-        raise ValueError(f"`every` must be at least 1, got {every}")
+    if checks.known(every):
+        checks.integer("`every`", every, least=1)
 
     def init_fn(params):
         return KeepState(count=jnp.int32(0), mask=first(params), problems=jnp.int32(0))
@@ -110,12 +110,6 @@ def needed(params: chex.ArrayTree | None) -> chex.ArrayTree:
             "this link needs the parameters: call `tx.update(grads, opt_state, params)`"
         )
     return params
-
-
-def check_fraction(name: str, value) -> None:
-    """Raises a ValueError for a Python number outside [0, 1]; schedules and arrays pass."""
-    if isinstance(value, (int, float)) and not 0 <= value <= 1:
-        raise ValueError(f"{name} must lie in [0, 1], got {value}")
 
 
 def pruned_updates(updates, params, mask):

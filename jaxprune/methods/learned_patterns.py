@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.patterns import counting, solver, tiles
-from jaxprune.trees import masks, sampling
+from jaxprune.trees import checks, masks, sampling
 
 _MOST = 1000  # patterns of one group
 
@@ -63,6 +63,7 @@ def init_pattern_logits(
     (90, 1, 2, 1)
     """
     kept = _table(n, m, transposable)
+    checks.number("`prior`", prior, "a number")
 
     def of_leaf(path, leaf, chosen):
         if chosen is None:

@@ -41,6 +41,7 @@ def keep_nm(
       `optax.tree.get(opt_state, "mask")`.
 
     Raises:
+      TypeError: for n, m or `every` that isn't whole.
       ValueError: for n or m out of range, `every` < 1, or parameters of which nothing is chosen.
 
     >>> import jax.numpy as jnp, optax
@@ -79,6 +80,7 @@ def keep_transposable_nm(
       `optax.tree.get(opt_state, "mask")`.
 
     Raises:
+      TypeError: for n, m or `every` that isn't whole.
       ValueError: for n or m out of range, `every` < 1, or parameters of which nothing is chosen.
 
     Source: Hubara et al. (NeurIPS 2021), section 4.

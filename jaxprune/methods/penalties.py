@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune.patterns import groups
-from jaxprune.trees import masks
+from jaxprune.trees import checks, masks
 
 
 def hoyer_square(params: chex.ArrayTree, *, normalized: bool = False) -> jax.Array:
@@ -40,7 +40,8 @@ def hoyer_square(params: chex.ArrayTree, *, normalized: bool = False) -> jax.Arr
       zero, 0 for one that is. The gradient has the leaves' dtypes.
 
     Raises:
-      ValueError: for a tree without leaves, or leaves that aren't floating-point.
+      TypeError: for leaves that aren't floating-point.
+      ValueError: for a tree without leaves.
 
     Source: DeepHoyer (ICLR 2020), section 3.2.
 
@@ -77,8 +78,8 @@ def group_hoyer_square(
       gradient is 0.
 
     Raises:
-      ValueError: for a tree without leaves, leaves that aren't floating-point, or axes that a leaf
-        doesn't have.
+      TypeError: for leaves that aren't floating-point, or an axis that is none.
+      ValueError: for a tree without leaves, or axes that a leaf doesn't have.
 
     Source: DeepHoyer (ICLR 2020), section 3.3.
 
@@ -108,7 +109,8 @@ def hoyer_ratio(params: chex.ArrayTree) -> jax.Array:
       float32 scalar (float64 for float64 leaves); 0, with gradient 0, for zero leaves.
 
     Raises:
-      ValueError: for a tree without leaves, or leaves that aren't floating-point.
+      TypeError: for leaves that aren't floating-point.
+      ValueError: for a tree without leaves.
 
     Source: Hoyer, "Non-negative matrix factorization with sparseness constraints" (JMLR 2004).
 
@@ -158,8 +160,8 @@ def group_lasso(params: chex.ArrayTree, axis: groups.Axis) -> jax.Array:
       axis: as for `group_hoyer_square`.
 
     Raises:
-      ValueError: for a tree without leaves, leaves that aren't floating-point, or axes that a leaf
-        doesn't have.
+      TypeError: for leaves that aren't floating-point, or an axis that is none.
+      ValueError: for a tree without leaves, or axes that a leaf doesn't have.
 
     >>> import jax.numpy as jnp
     >>> import jaxprune as jp
@@ -178,6 +180,9 @@ def trimming_point(x: jax.Array) -> jax.Array:
     Returns:
       float32 scalar (float64 for float64), in the units of `x`; 0 if all of it is 0.
 
+    Raises:
+      TypeError: for what is no floating-point array.
+
     Source: DeepHoyer (ICLR 2020), section 3.2.
 
     >>> import jax.numpy as jnp
@@ -185,6 +190,9 @@ def trimming_point(x: jax.Array) -> jax.Array:
     >>> float(jp.trimming_point(jnp.array([3.0, 4.0])))
     3.571428
     """
+    if not masks.is_floating(x):
+        kind = checks.described(x)
+        raise TypeError(f"the trimming point is of one floating-point array, got {kind}")
     _, scale, s1, s2 = _moments(x)
     return scale * s2 / _or_one(s1)
 

@@ -8,6 +8,7 @@ end a mask is fixed: the exact budget by `top_k_mask`, or the best of several sa
 `best_sampled_mask`. Frozen weights (`optax.set_to_zero`) make it a search for a supermask.
 """
 
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -16,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxprune.methods.keeping import check_fraction, needed
-from jaxprune.trees import masks, projections, sampling
+from jaxprune.methods.keeping import needed
+from jaxprune.trees import checks, masks, projections, sampling
 
 
 def init_probabilities(
@@ -35,6 +36,7 @@ def init_probabilities(
       A tree like `params` of float32 arrays filled with `value`, `None` where a leaf stays dense.
 
     Raises:
+      TypeError: for a value that is no number.
       ValueError: for a value outside [0, 1], or if nothing is prunable.
 
     >>> import jax.numpy as jnp
@@ -42,7 +44,7 @@ def init_probabilities(
     >>> jp.init_probabilities({"kernel": jnp.zeros((1, 2)), "bias": jnp.zeros(2)})
     {'bias': None, 'kernel': Array([[1., 1.]], dtype=float32)}
     """
-    check_fraction("the initial probability", value)
+    checks.fraction("the initial probability", value)
     return jax.tree.map(
         lambda keep: jnp.full_like(keep, value, dtype=jnp.float32), masks.prunable(params, where)
     )
@@ -65,6 +67,8 @@ def project_probabilities(
     Args:
       sparsity: in [0, 1]; a number, or a schedule of the link's own count (`cubic_sparsity`). The
         budget is calculated in double precision for a Python number, in float32 for a traced one.
+        A traced one that turns out to be NaN or outside [0, 1] is no budget: probabilities are
+        then only clipped to [0, 1].
       costs: of one weight, as for `projection_capped_simplex`; by default 1.
 
     Returns:
@@ -72,6 +76,7 @@ def project_probabilities(
       `optax.partition` joins it with the weights' optimizer.
 
     Raises:
+      TypeError: for a sparsity that is neither a number nor a schedule.
       ValueError: for a sparsity outside [0, 1], or costs that don't fit.
 
     >>> import jax.numpy as jnp, optax
@@ -83,7 +88,7 @@ def project_probabilities(
     >>> optax.apply_updates(probs, updates)["w"].round(3).tolist()
     [0.6000000238418579, 0.6000000238418579, 0.4000000059604645, 0.4000000059604645]
     """
-    check_fraction("sparsity", sparsity)
+    checks.fraction("sparsity", sparsity, schedule=True)
 
     def init_fn(params):
         del params
@@ -91,14 +96,25 @@ def project_probabilities(
 
     def update_fn(updates, state, params=None):
         moved: Any = optax.apply_updates(needed(params), updates)
-        zeros = sparsity(state.count) if callable(sparsity) else sparsity
-        here = None if costs is None else masks.visible(moved, costs)
-        budget = (1 - zeros) * _total_cost(moved, here)
+        here = None
+        if costs is not None:
+            masks.leaves_like(moved, costs, "the costs", "`jax.tree.map` over the probabilities")
+            here = masks.visible(moved, costs)
+        budget = _density(sparsity, state.count) * _total_cost(moved, here)
         projected = projections.projection_capped_simplex(moved, budget, costs=here)
         updates = jax.tree.map(jnp.subtract, projected, params)
         return updates, ProjectProbabilitiesState(count=optax.safe_increment(state.count))
 
     return optax.GradientTransformation(init_fn, update_fn)
+
+
+def _density(sparsity, count) -> jax.typing.ArrayLike:
+    """1 - sparsity; 1 where a traced sparsity is none."""
+    zeros = sparsity(count) if callable(sparsity) else sparsity
+    if isinstance(zeros, numbers.Real):
+        return 1.0 - float(zeros)
+    zeros = jnp.asarray(zeros, jnp.float32)
+    return jnp.where((zeros >= 0) & (zeros <= 1), 1.0 - zeros, 1.0)
 
 
 def _total_cost(probs, costs) -> jax.typing.ArrayLike:
@@ -129,6 +145,10 @@ def best_sampled_mask(
     Returns:
       The best mask and its score.
 
+    Raises:
+      TypeError: for what is no key, no tree of probabilities, no function or no whole number.
+      ValueError: for `draws` below 1.
+
     >>> import jax, jax.numpy as jnp
     >>> import jaxprune as jp
     >>> probs = {"w": jnp.array([0.5, 0.5])}
@@ -136,8 +156,9 @@ def best_sampled_mask(
     >>> mask, int(score)
     ({'w': Array([ True,  True], dtype=bool)}, 2)
     """
-    if draws < 1:
-        raise ValueError(f"`draws` must be at least 1, got {draws}")
+    checks.key(key)
+    checks.function("`score`", score)
+    draws = checks.integer("`draws`", draws, least=1)
     masks_drawn = (sampling.bernoulli_mask(k, probs) for k in jax.random.split(key, draws))
     return max(((mask, score(mask)) for mask in masks_drawn), key=lambda scored: scored[1])
 
@@ -162,7 +183,8 @@ def vrpge_gradient(
       A tree like `probs`, float32.
 
     Raises:
-      ValueError: for fewer than two masks, or another number of losses.
+      TypeError: for masks that aren't a list of boolean trees, or losses that are no array.
+      ValueError: for fewer than two masks, another number of losses, or masks that don't fit.
 
     >>> import jax.numpy as jnp
     >>> import jaxprune as jp
@@ -170,12 +192,7 @@ def vrpge_gradient(
     >>> jp.vrpge_gradient(probs, [kept, {"w": jnp.array([False])}], jnp.array([1.0, 3.0]))
     {'w': Array([-2.], dtype=float32)}
     """
-    draws = len(masks)
-    if draws < 2 or losses.shape != (draws,):
-        raise ValueError(
-            f"needs at least two masks and one loss for each, got {draws} masks and losses of "
-            f"shape {losses.shape}"
-        )
+    draws = _checked_draws(probs, masks, losses)
     advantages = (losses - jnp.mean(losses)) / (draws - 1)
 
     def estimate(prob, *drawn):
@@ -187,3 +204,22 @@ def vrpge_gradient(
         )
 
     return jax.tree.map(estimate, probs, *masks)
+
+
+def _checked_draws(probs, drawn, losses) -> int:
+    """How many masks were drawn."""
+    masks.check_floating("the gradient of probabilities", probs)
+    if not isinstance(drawn, (list, tuple)):
+        kind = checks.described(drawn)
+        raise TypeError(f"`masks` must be a sequence of masks, such as a list, got {kind}")
+    if not hasattr(losses, "shape"):
+        raise TypeError(f"`losses` must be an array, got {checks.described(losses)}")
+    if len(drawn) < 2 or losses.shape != (len(drawn),):
+        raise ValueError(
+            f"needs at least two masks and one loss for each, got {len(drawn)} masks and losses of "
+            f"shape {losses.shape}"
+        )
+    for mask in drawn:
+        masks.check_boolean(mask)
+        masks.fit_mask(probs, mask)
+    return len(drawn)

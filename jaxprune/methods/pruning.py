@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune.methods import keeping
-from jaxprune.trees import masks, selection, wide
+from jaxprune.trees import checks, masks, selection, wide
 
 _LOOK_EVERY = 100  # updates of `keep_mask` between two looks at what it has pruned
 
@@ -23,6 +23,7 @@ def keep_mask(mask: chex.ArrayTree) -> optax.GradientTransformation:
       they aren't yet.
 
     Raises:
+      TypeError: in `init`, for a mask that isn't boolean; the message names the leaf.
       ValueError: in `init`, if the mask doesn't fit; the message names the leaf.
 
     >>> import jax.numpy as jnp, optax
@@ -35,6 +36,7 @@ def keep_mask(mask: chex.ArrayTree) -> optax.GradientTransformation:
     """
 
     def given(params):
+        masks.check_boolean(mask)
         return jax.tree.map(jnp.copy, masks.fit_mask(params, mask))
 
     return keeping.keep(None, given, _LOOK_EVERY)
@@ -66,6 +68,8 @@ def keep_top_k(
       `optax.tree.get(opt_state, "mask")`.
 
     Raises:
+      TypeError: for a sparsity that is neither a number nor a schedule, or an `every` that isn't
+        whole.
       ValueError: for a sparsity outside [0, 1], `every` < 1, or parameters without prunable leaves.
 
     >>> import jax.numpy as jnp, optax
@@ -76,7 +80,7 @@ def keep_top_k(
     >>> optax.apply_updates(params, updates)["w"].tolist()
     [[0.0, -2.0999999046325684], [2.9000000953674316, 0.0]]
     """
-    keeping.check_fraction("sparsity", sparsity)
+    checks.fraction("sparsity", sparsity, schedule=True)
 
     def choice(params, count):
         size = sum(leaf.size for leaf in jax.tree.leaves(params))

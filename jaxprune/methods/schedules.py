@@ -2,6 +2,8 @@
 
 import optax
 
+from jaxprune.trees import checks
+
 
 def cubic_sparsity(final: float, begin: int, end: int) -> optax.Schedule:
     """Sparsity 0 until step `begin`, then rising to `final` at step `end`, fast at first.
@@ -15,6 +17,7 @@ def cubic_sparsity(final: float, begin: int, end: int) -> optax.Schedule:
       end: step from which the sparsity is `final`.
 
     Raises:
+      TypeError: for what is no number.
       ValueError: for values outside these ranges.
 
     >>> import jaxprune as jp
@@ -22,8 +25,9 @@ def cubic_sparsity(final: float, begin: int, end: int) -> optax.Schedule:
     >>> [round(float(schedule(step)), 4) for step in (10, 15, 20, 30)]
     [0.0, 0.7875, 0.9, 0.9]
     """
-    if not 0 <= final <= 1:
-        raise ValueError(f"the final sparsity must lie in [0, 1], got {final}")
+    checks.fraction("the final sparsity", final)
+    for name, step in (("`begin`", begin), ("`end`", end)):
+        checks.number(name, step, "a number of steps")
     if not 0 <= begin < end:
         raise ValueError(f"steps must satisfy 0 <= begin < end, got begin={begin}, end={end}")
     return optax.polynomial_schedule(0.0, final, 3, end - begin, begin)
@@ -40,12 +44,15 @@ def annealed_temperature(steps: int, *, final: float = 0.03) -> optax.Schedule:
       final: in (0, 1].
 
     Raises:
+      TypeError: for what is no number.
       ValueError: for values outside these ranges.
 
     >>> import jaxprune as jp
     >>> round(1 / float(jp.annealed_temperature(300)(150)), 5)
     1.94175
     """
+    checks.number("`steps`", steps, "a number of steps")
+    checks.number("`final`", final, "a temperature")
     if steps <= 0 or not 0 < final <= 1:
         raise ValueError(f"needs steps > 0 and 0 < final <= 1, got {steps} and {final}")
     return optax.linear_schedule(1.0, final, steps)

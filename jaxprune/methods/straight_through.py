@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune.methods.keeping import needed
-from jaxprune.trees import masks
+from jaxprune.trees import checks, masks
 
 
 class StraightThroughState(NamedTuple):
@@ -53,8 +53,9 @@ def straight_through(
       weights with `optax.tree.get(opt_state, "dense")`; they cost a copy of the parameters.
 
     Raises:
-      ValueError: for arguments that aren't transformations, a decay that isn't a scalar; in `init`
-        for a projection that keeps to no mask (swapped arguments), and what `projection` raises.
+      TypeError: for arguments that aren't transformations, or a decay that is no number.
+      ValueError: in `init` for a projection that keeps to no mask (swapped arguments), and what
+        `projection` raises.
 
     Sources: Bengio et al. (2013) for the estimator; Zhou et al., "Learning N:M fine-grained
     structured sparse neural networks from scratch" (ICLR 2021), equation 9, for the decay; Lin et
@@ -75,9 +76,9 @@ def straight_through(
     """
     for name, link in (("inner", inner), ("projection", projection)):
         if not isinstance(link, optax.GradientTransformation):
-            raise ValueError(f"`{name}` must be an optax transformation, got {type(link).__name__}")
-    if callable(decay):
-        raise ValueError("`decay` must be a scalar, got a function")
+            given = checks.described(link)
+            raise TypeError(f"`{name}` must be an optax transformation, got {given}")
+    checks.number("`decay`", decay, "a number")
     inner = optax.with_extra_args_support(inner)
     projection = optax.with_extra_args_support(projection)
 

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune.networks import capture
-from jaxprune.trees import masks
+from jaxprune.trees import checks, masks
 
 _AT_ONCE = 2**24  # entries of the matrices that are factorised together
 _STEPS, _LEARNING_RATE = 1000, 1e-3
@@ -71,6 +71,8 @@ def reconstruct(
       that is named so, is fitted as well.
 
     Raises:
+      TypeError: for an `apply` that is no function, a mask that isn't boolean, or batches that
+        aren't a sequence.
       ValueError: for a mask that doesn't fit or a masked leaf without products that are seen (in
         loops, grouped convolutions), no batches, data that give NaN or infinity, equations that
         are singular (without damping), or an unknown method.
@@ -89,8 +91,15 @@ def reconstruct(
     >>> error(new) < 0.01 * error(jp.apply_mask(params, mask))
     True
     """
-    mask = masks.fit_mask(params, mask)
+    checks.function("`apply`", apply)
     masks.check_boolean(mask)
+    mask = masks.fit_mask(params, mask)
+    checks.number("damping", damping, "a number")
+    if not damping >= 0:
+        raise ValueError(f"damping must not be negative, got {damping}")
+    if hasattr(batches, "dtype"):
+        kind = checks.described(batches)
+        raise TypeError(f"`batches` must be a sequence of batches, such as a list, got {kind}")
     batches = list(batches)
     if not batches:
         raise ValueError("calibration takes data: `batches` is empty")

@@ -4,6 +4,7 @@ import collections
 import math
 
 from jaxprune.patterns import tiles
+from jaxprune.trees import checks
 
 _DIGIT = 6  # bits of a number of columns, at most 32
 
@@ -20,6 +21,7 @@ def mask_count(n: int, m: int, pattern: str) -> int:
       The exact number; its logarithm to base 2 over m^2 is the diversity in bits a weight.
 
     Raises:
+      TypeError: for n or m that isn't whole.
       ValueError: for n or m out of range, or an unknown pattern.
 
     Source: the question is that of Hubara et al. (NeurIPS 2021), section 3, who estimate the last
@@ -83,6 +85,7 @@ def smallest_n(sparsity: float, m: int, *, probability: float = 0.95) -> int:
       n, 0 to m.
 
     Raises:
+      TypeError: for what is no number.
       ValueError: for a sparsity, m or probability out of range.
 
     Source: Hubara et al. (NeurIPS 2021), section 5.
@@ -91,9 +94,9 @@ def smallest_n(sparsity: float, m: int, *, probability: float = 0.95) -> int:
     >>> [jp.smallest_n(sparsity, 8) for sparsity in (0.5, 0.7, 0.8, 0.9)]
     [6, 5, 4, 2]
     """
+    checks.fraction("sparsity", sparsity)
     tiles.check_pattern(0, m)
-    if not 0 <= sparsity <= 1:
-        raise ValueError(f"sparsity must lie in [0, 1], got {sparsity}")
+    checks.number("probability", probability, "a number in [0, 1)")
     if not 0 <= probability < 1:
         raise ValueError(f"probability must lie in [0, 1), got {probability}")
     below = 0.0

@@ -46,8 +46,9 @@ def group_norms(params: chex.ArrayTree, axis: Axis) -> chex.ArrayTree:
       it broadcasts against the leaf.
 
     Raises:
-      ValueError: for a tree without leaves, leaves that aren't floating-point, or axes that a leaf
-        doesn't have; the message names the leaf.
+      TypeError: for leaves that aren't floating-point, or an axis that is none.
+      ValueError: for a tree without leaves, or axes that a leaf doesn't have; the message names the
+        leaf.
 
     >>> import jax.numpy as jnp
     >>> import jaxprune as jp
@@ -92,6 +93,18 @@ def axes_inside(axis: Axis, path: str, shape: tuple[int, ...]) -> list[tuple[int
     return [tuple(inside)]
 
 
+def check(axis: Axis) -> None:
+    """Raises an error unless it names axes that some leaf may have."""
+    for name in _as_tuple(axis):
+        if isinstance(name, str):
+            _check_name(name)
+
+
+def _check_name(name: str) -> None:
+    if name not in _NAMES:
+        raise ValueError(f"groups are named {', '.join(_NAMES)}, got {name!r}")
+
+
 def _as_tuple(axis: Axis) -> tuple:
     """One or more axes, all integers or all names."""
     single = isinstance(axis, (str, numbers.Integral))
@@ -111,8 +124,7 @@ def side(name: str, path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     Raises:
       ValueError: if the leaf has none.
     """
-    if name not in _NAMES:
-        raise ValueError(f"groups are named {', '.join(_NAMES)}, got {name!r}")
+    _check_name(name)
     attention = _ATTENTION_KERNEL.search(path) if len(shape) == 3 else None
     if attention:
         return _ATTENTION[attention[1]][name]

@@ -33,8 +33,9 @@ def nm_mask(
       A mask like `scores`. Inside `jax.jit`, where values can't be checked, NaN ranks with -inf.
 
     Raises:
-      ValueError: for n or m out of range, a tree without leaves, leaves that aren't floating-point
-        or don't have the axis, or NaN (outside `jit`); the message names the leaf.
+      TypeError: for n or m that isn't whole, or leaves that aren't floating-point.
+      ValueError: for n or m out of range, a tree without leaves, leaves that don't have the axis,
+        or NaN (outside `jit`); the message names the leaf.
 
     >>> import jax.numpy as jnp
     >>> import jaxprune as jp

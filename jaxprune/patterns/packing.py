@@ -12,6 +12,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxprune.trees import checks
+
 _LAYOUTS = ("row_major", "cutlass")
 
 
@@ -40,6 +42,7 @@ def pack_24(matrix: jax.Array, *, layout: str = "row_major") -> Packed24:
       Values and metadata, half plus an eighth of the matrix for 16-bit values.
 
     Raises:
+      TypeError: for what is no array.
       ValueError: for sides that don't divide, an unknown layout, or more than two non-zeros in a
         group (outside `jax.jit`; inside, a third one is lost).
 
@@ -58,8 +61,10 @@ def pack_24(matrix: jax.Array, *, layout: str = "row_major") -> Packed24:
     """
     _check_layout(layout)
     if getattr(matrix, "ndim", 0) < 2:
-        raise ValueError(
-            f"takes an array of shape (..., rows, columns), one kernel at a time, got {matrix!r}"
+        error = ValueError if hasattr(matrix, "ndim") else TypeError
+        raise error(
+            "takes an array of shape (..., rows, columns), one kernel at a time, got "
+            + checks.described(matrix)
         )
     *_, rows, columns = matrix.shape
     dtype = jnp.uint32 if matrix.dtype.itemsize == 1 else jnp.uint16
@@ -95,9 +100,13 @@ def unpack_24(packed: Packed24, *, layout: str = "row_major") -> jax.Array:
       layout: the layout that it was given.
 
     Raises:
+      TypeError: for what `pack_24` didn't return.
       ValueError: for an unknown layout.
     """
     _check_layout(layout)
+    if not isinstance(packed, Packed24):
+        kind = checks.described(packed)
+        raise TypeError(f"takes the values and metadata that `pack_24` returned, got {kind}")
     values, metadata = packed
     if layout == "cutlass":
         metadata = _from_cutlass(metadata)

@@ -1,14 +1,13 @@
 """Kernels as matrices (inputs, outputs), and matrices as tiles."""
 
 import math
-import numbers
 
 import chex
 import jax
 import jax.numpy as jnp
 
 from jaxprune.patterns import groups
-from jaxprune.trees import masks, selection
+from jaxprune.trees import checks, masks, selection
 
 _LARGEST = 32
 
@@ -33,17 +32,19 @@ def length(axis: str | int, path: str, shape: tuple[int, ...]) -> int:
 
 
 def check_pattern(n, m: int) -> None:
-    """Raises a ValueError unless 0 <= n <= m <= 32 and m >= 1; an n that is traced passes."""
-    if isinstance(n, float):
-        raise ValueError(f"N:M keeps a whole number of m entries, got n = {n}")
-    if not (1 <= m <= _LARGEST and (not isinstance(n, numbers.Integral) or 0 <= int(n) <= m)):
+    """Raises an error unless 0 <= n <= m <= 32 and m >= 1; a traced n or a schedule passes."""
+    known = not callable(n) and checks.known(n)
+    if known:
+        checks.integer("n of an N:M pattern", n, least=0)
+    checks.integer("m of an N:M pattern", m, least=1)
+    if m > _LARGEST or (known and n > m):
         raise ValueError(
             f"N:M keeps 0 <= n <= m of m entries, 1 <= m <= {_LARGEST}; got n = {n}, m = {m}"
         )
 
 
 def check(name: str, scores: chex.ArrayTree, n, m: int) -> None:
-    """Raises a ValueError unless these are scores that a mask n:m can be chosen by."""
+    """Raises an error unless these are scores that a mask n:m can be chosen by."""
     check_pattern(n, m)
     masks.check_floating(name, scores)
     selection.check_no_nan(scores)

@@ -55,9 +55,9 @@ def transposable_nm_mask(
       A mask like `scores`. Inside `jax.jit`, where values can't be checked, NaN ranks with -inf.
 
     Raises:
-      ValueError: for n or m out of range, an unknown method, a tree without leaves, leaves that
-        aren't floating-point or have fewer than two dimensions, or NaN (outside `jit`); the message
-        names the leaf.
+      TypeError: for n or m that isn't whole, or leaves that aren't floating-point.
+      ValueError: for n or m out of range, an unknown method, a tree without leaves, leaves of fewer
+        than two dimensions, or NaN (outside `jit`); the message names the leaf.
 
     Source: Hubara et al., "Accelerated sparse neural training: a provable and efficient method to
     find N:M transposable masks" (NeurIPS 2021), for the problem.
@@ -131,6 +131,7 @@ def transposable_potentials(
       float32 or wider. For a mask that isn't optimal they leave a gap.
 
     Raises:
+      TypeError: for a mask that isn't boolean, or scores that aren't floating-point.
       ValueError: for sides that don't divide by m, a mask that doesn't fit, or scores that
         `transposable_nm_mask` wouldn't take; the message names the leaf.
 
@@ -145,6 +146,7 @@ def transposable_potentials(
     True
     """
     tiling.check("a certificate", scores, 0, m)
+    masks.check_boolean(mask)
 
     def of_leaf(path, leaf, kept):
         name = masks.path_name(path)

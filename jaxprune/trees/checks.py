@@ -5,6 +5,7 @@ wrong value of the right kind (a sparsity of 1.2, a shape that doesn't fit) a Va
 values can't be looked at and pass.
 """
 
+import math
 import numbers
 import operator
 from typing import Any
@@ -43,7 +44,7 @@ def strength(name: str, value: Any) -> None:
     if callable(value):
         return
     number(name, value, "a number or a schedule")
-    if known(value) and not jnp.isfinite(value):
+    if known(value) and not math.isfinite(float(value)):
         raise ValueError(f"{name} must be finite, got {value}")
 
 

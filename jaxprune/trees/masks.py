@@ -19,7 +19,8 @@ from jaxprune.trees import checks, wide
 Where = Callable[[str, Any], bool] | str
 
 # Last parts of paths, and parts before the last, whose leaves stay dense by default.
-_BIAS_OR_SCALE = re.compile(r"(^|_)bias(es)?(_|$)|^b\d*$|(^|_)scales?$|^(offset|gamma|beta)$")
+_BIAS_OR_SCALE = re.compile(r"(^|_)bias(es)?(_|$)|(^|_)scales?$|^(offset|gamma|beta)$")
+_B = re.compile(r"(^|/)b\d*$")  # a bias beside a `w`, a weight beside an `a`
 _NORM = re.compile(r"(norm|normalization|(^|_)[bgl]n)(_?(\d+|f))?$|^scales$", re.IGNORECASE)
 
 
@@ -36,12 +37,12 @@ def prunable(params: chex.ArrayTree, where: Where | None = None) -> chex.ArrayTr
         suffice (`jax.ShapeDtypeStruct`) under `jax.eval_shape`.
       where: `None` for kernels and embeddings: floating-point leaves with two or more dimensions,
         but no biases and no scales, whatever their rank. These are known by the last part of their
-        path (`bias` alone or in words such as `bias_n`, `b`, `b1`, `scale`, `offset`, `gamma`,
-        `beta`; a trailing `value` of NNX doesn't count), or by the layer right above, if its name
-        or, in Equinox, its class ends in `norm` or `normalization` (also `ln`, `bn`, `gn`, and with
-        a number). Or a regular expression that is searched for in the leaf's path (`"kernel"`,
-        `"^encoder/.*kernel"`); or a predicate on (path, leaf). A leaf that is not floating-point is
-        never chosen.
+        path (`bias` alone or in words such as `bias_n`, `b` or `b1` beside a `w`, `scale`,
+        `offset`, `gamma`, `beta`; a trailing `value` of NNX doesn't count), or by the layer right
+        above, if its name or, in Equinox, its class ends in `norm` or `normalization` (also `ln`,
+        `bn`, `gn`, and with a number). Or a regular expression that is searched for in the leaf's
+        path (`"kernel"`, `"^encoder/.*kernel"`); or a predicate on (path, leaf). A leaf that is not
+        floating-point is never chosen.
 
     Returns:
       A tree like `params`: an all-`True` array for each chosen leaf, `None` for the others.
@@ -61,7 +62,7 @@ def prunable(params: chex.ArrayTree, where: Where | None = None) -> chex.ArrayTr
     if where is None:
         chosen = lambda path, leaf: leaf.ndim >= 2 and not _is_bias_or_scale(params, path)
     elif isinstance(where, str):
-        pattern = re.compile(where)
+        pattern = _compiled(where)
         chosen = lambda path, leaf: pattern.search(path_name(path)) is not None
     elif callable(where):
         chosen = lambda path, leaf: where(path_name(path), leaf)
@@ -91,13 +92,32 @@ def prunable(params: chex.ArrayTree, where: Where | None = None) -> chex.ArrayTr
     return mask
 
 
+def _compiled(where: str) -> re.Pattern:
+    try:
+        return re.compile(where)
+    except re.error as error:
+        raise ValueError(f"`where`={where!r} is no regular expression: {error}") from error
+
+
 def _is_bias_or_scale(params: chex.ArrayTree, path) -> bool:
     """Whether a leaf is a bias or scale by its name, or that of the layer that holds it."""
     parts = path_name(path).split("/")
     if len(parts) > 1 and parts[-1] == "value":  # the array in a variable of NNX
         parts.pop()
-    names = _NORM.search(parts[-2]) if len(parts) > 1 else None
-    return bool(_BIAS_OR_SCALE.search(parts[-1]) or names or _NORM.search(_holder(params, path)))
+    layer = _NORM.search(parts[-2]) if len(parts) > 1 else None
+    return bool(
+        _BIAS_OR_SCALE.search(parts[-1])
+        or (_B.search(parts[-1]) and _is_beside_w(params, "/".join(parts)))
+        or layer
+        or _NORM.search(_holder(params, path))
+    )
+
+
+def _is_beside_w(params: chex.ArrayTree, name: str) -> bool:
+    """Whether the node that has the leaf has one that is called `w`, `w1`, `W` or `weight` too."""
+    beside = re.compile(re.escape(name.rpartition("b")[0]) + "w", re.IGNORECASE)
+    names = (path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params))
+    return any(beside.match(other) for other in names)
 
 
 def _holder(params: chex.ArrayTree, path) -> str:
@@ -140,6 +160,7 @@ def apply_mask(params: chex.ArrayTree, mask: chex.ArrayTree) -> chex.ArrayTree:
       A tree like `params`, with its dtypes.
 
     Raises:
+      TypeError: for a mask that is neither boolean nor floating-point.
       ValueError: if the mask doesn't fit; the message names the leaf.
 
     >>> import jax.numpy as jnp
@@ -147,17 +168,23 @@ def apply_mask(params: chex.ArrayTree, mask: chex.ArrayTree) -> chex.ArrayTree:
     >>> jp.apply_mask({"w": jnp.array([1.0, 2.0])}, {"w": jnp.array([True, False])})
     {'w': Array([1., 0.], dtype=float32)}
     """
+    checks.tree("the parameters", params)
     mask = fit_mask(params, mask)
 
-    def masked(weight, keep):
+    def masked(path, weight, keep):
         if keep is None:
             return weight
         if is_boolean(keep):
             return jnp.where(keep, weight, jnp.zeros_like(weight))
+        if not is_floating(keep):
+            raise TypeError(
+                f"the mask of leaf '{path_name(path)}' must be boolean, or floating-point to scale "
+                f"by, got {checks.described(keep)}"
+            )
         product = wider_dtype(weight, keep)
         return (weight.astype(product) * keep.astype(product)).astype(weight.dtype)
 
-    return jax.tree.map(masked, params, mask)
+    return jax.tree_util.tree_map_with_path(masked, params, mask)
 
 
 def wider_dtype(a: jax.Array, b: jax.Array):
@@ -175,12 +202,20 @@ def fit_mask(params: chex.ArrayTree, mask: chex.ArrayTree) -> chex.ArrayTree:
     """The mask, checked against `params`, without leaves that `optax.masked` hides from a link.
 
     Raises:
+      TypeError: for what is no mask, or for a mask in the place of the parameters.
       ValueError: if the mask doesn't fit; the message names the leaf.
     """
     masks = leaves_like(params, mask, "the mask", "`prunable(params)` or a function of such a tree")
     paths_and_leaves, structure = jax.tree_util.tree_flatten_with_path(params, is_leaf=_hidden)
     for (path, leaf), keep in zip(paths_and_leaves, masks, strict=True):
-        if not _hidden(leaf) and keep is not None and jnp.shape(keep) != jnp.shape(leaf):
+        if _hidden(leaf) or keep is None:
+            continue
+        if is_boolean(leaf):
+            raise TypeError(
+                f"leaf '{path_name(path)}' of the parameters is boolean, like a mask's: parameters "
+                "come first, then the mask"
+            )
+        if jnp.shape(keep) != jnp.shape(leaf):
             raise ValueError(
                 f"the mask of leaf '{path_name(path)}' must have the leaf's shape "
                 f"{jnp.shape(leaf)} or be None, got {getattr(keep, 'shape', keep)}"
@@ -195,14 +230,16 @@ def leaves_like(params: chex.ArrayTree, tree: chex.ArrayTree, name: str, made_by
     """What the tree has in the place of each leaf of `params`: a leaf or None.
 
     Raises:
+      TypeError: for what is no tree of arrays.
       ValueError: if the structures differ; the message says what the tree is and how it's made.
     """
     try:
         return jax.tree.structure(params, is_leaf=_hidden).flatten_up_to(tree)
     except ValueError as error:
+        checks.tree(name, tree)
         raise ValueError(
-            f"{name} must have the structure of the parameters, with None for leaves that don't "
-            f"take part; make it by {made_by}. {error}"
+            f"{name} must have the structure of the parameters, which come first, with None for "
+            f"leaves that don't take part; make it by {made_by}. {error}"
         ) from error
 
 

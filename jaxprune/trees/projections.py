@@ -18,7 +18,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxprune.trees import masks, positions, selection, wide
+from jaxprune.trees import checks, masks, positions, selection, wide
 
 _FRACTION = 30  # bits after the point of every quantity that is compared with the budget
 _PRECISION = 2.0**-24  # of a budget in float32
@@ -50,9 +50,9 @@ def projection_capped_simplex(
       relatively (2e-6 with costs; in 16-bit dtypes each entry is then rounded).
 
     Raises:
-      ValueError: for a negative or non-finite budget, costs that aren't positive, an empty tree,
-        dtypes that aren't floating-point, or NaN (values are checked outside `jit`); the message
-        names the leaf.
+      TypeError: for a budget that is no number, or leaves that aren't floating-point.
+      ValueError: for a negative or non-finite budget, costs that aren't positive, an empty tree, or
+        NaN (values are checked outside `jit`); the message names the leaf.
 
     >>> import jax.numpy as jnp
     >>> import jaxprune as jp
@@ -61,7 +61,8 @@ def projection_capped_simplex(
     """
     masks.check_floating("the projection", scores)
     selection.check_no_nan(scores)
-    if not isinstance(budget, jax.core.Tracer) and not 0 <= float(budget) < math.inf:
+    checks.number("the budget", budget, "a number")
+    if checks.known(budget) and not 0 <= float(budget) < math.inf:
         raise ValueError(f"the budget must be finite and not negative, got {budget}")
     if costs is not None:
         costs = _checked_costs(scores, costs)
@@ -73,6 +74,8 @@ def _checked_costs(scores, costs):
         name = masks.path_name(path)
         if cost is None:
             raise ValueError(f"the costs of leaf '{name}' are missing: give it a number")
+        if not hasattr(cost, "dtype"):
+            checks.number(f"the costs of leaf '{name}'", cost, "a number or an array")
         if jnp.shape(cost) not in ((), score.shape):
             raise ValueError(
                 f"the costs of leaf '{name}' must be one number or have its shape {score.shape}, "

@@ -7,7 +7,7 @@ import chex
 import jax
 import optax
 
-from jaxprune.trees import masks
+from jaxprune.trees import checks, masks
 
 
 class Layer(NamedTuple):
@@ -115,6 +115,9 @@ def problems(opt_state: optax.OptState) -> list[str]:
     Returns:
       One line for each kind of problem of each link, with its place; empty if all is well.
 
+    Raises:
+      TypeError: for what is no optimizer state.
+
     >>> import jax.numpy as jnp, optax
     >>> import jaxprune as jp
     >>> params = {"w": jnp.array([1.0, 2.0])}
@@ -128,6 +131,7 @@ def problems(opt_state: optax.OptState) -> list[str]:
     opt_state[0]: pruned weights weren't zero when the next update began: put the link last in the
     chain, and change parameters by its updates alone
     """
+    checks.tree("the optimizer state", opt_state)
     return [
         f"opt_state{jax.tree_util.keystr(path[:-1])}: {text}"
         for path, found in optax.tree.get_all_with_path(opt_state, "problems")

@@ -244,11 +244,18 @@ def counter_bits(
     Returns:
       uint32 array.
 
+    Raises:
+      TypeError: for what is no key, or a shape that isn't of integers.
+      ValueError: for another dtype, a negative shape or one of 2**32 or more entries.
+
     >>> import jax
     >>> import jaxprune as jp
     >>> jp.counter_bits(jax.random.key(0), (2, 3)).shape
     (2, 3)
     """
+    checks.key(key)
+    for size in shape:
+        checks.integer("a size in the shape", size, least=0)
     if jnp.dtype(dtype) != jnp.uint32:
         raise ValueError(f"counter_bits makes uint32, not {jnp.dtype(dtype)}")
     if math.prod(shape) >= 2**32:

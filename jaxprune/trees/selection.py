@@ -11,14 +11,13 @@ where the order cuts a leaf, the same search finds the position.
 """
 
 import functools
-import operator
 from collections.abc import Callable
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from jaxprune.trees import masks, positions, wide
+from jaxprune.trees import checks, masks, positions, wide
 
 _INFINITY = 0x7F800000  # the bits of float32's infinity
 _DIGIT = 2  # bits fixed in one pass: on CPUs 1 takes seven times as long, 4 half as long again
@@ -40,8 +39,9 @@ def top_k_mask(scores: chex.ArrayTree, k: int | jax.Array) -> chex.ArrayTree:
       NaN ranks with -inf.
 
     Raises:
-      ValueError: for k out of range, an empty tree, an unsupported dtype, or NaN (outside `jit`);
-        the message names the leaf.
+      TypeError: for a k that isn't whole, what is no tree of arrays, or an unsupported dtype.
+      ValueError: for k out of range, an empty tree, or NaN (outside `jit`); the message names the
+        leaf.
 
     >>> import jax.numpy as jnp
     >>> import jaxprune as jp
@@ -54,7 +54,8 @@ def top_k_mask(scores: chex.ArrayTree, k: int | jax.Array) -> chex.ArrayTree:
 
 
 def check_scores(scores: chex.ArrayTree) -> None:
-    """Raises a ValueError that names the leaf unless the tree can be ranked."""
+    """Raises an error that names the leaf unless the tree can be ranked."""
+    checks.tree("the argument of `top_k_mask`", scores)
     paths_and_leaves = jax.tree_util.tree_leaves_with_path(scores)
     if not paths_and_leaves:
         raise ValueError("the tree of scores has no leaves")
@@ -63,7 +64,7 @@ def check_scores(scores: chex.ArrayTree) -> None:
         floating = masks.is_floating(leaf) and leaf.dtype.itemsize <= 4
         integer = jnp.issubdtype(dtype, jnp.integer) if hasattr(leaf, "dtype") else False
         if not (floating or (integer and leaf.dtype.itemsize <= 2)):
-            raise ValueError(
+            raise TypeError(
                 f"the scores of leaf '{masks.path_name(path)}' are {dtype}; allowed are arrays of "
                 "floating-point dtypes of at most 32 bits and integers of at most 16: cast them to "
                 "float32"
@@ -93,12 +94,9 @@ def _has_nan(leaf):
 @wide.counts_in_64_bits
 def _as_count(k, size: int):
     """k as uint64."""
-    if isinstance(k, jax.Array) and jnp.issubdtype(k.dtype, jnp.integer):
-        if isinstance(k, jax.core.Tracer):
-            return jnp.minimum(jnp.maximum(k, 0).astype(jnp.uint64), jnp.uint64(size))
-        k = int(k)
-    k = operator.index(k)
-    if not 0 <= k <= size:
+    if isinstance(k, jax.core.Tracer) and jnp.issubdtype(k.dtype, jnp.integer):
+        return jnp.minimum(jnp.maximum(k, 0).astype(jnp.uint64), jnp.uint64(size))
+    if checks.integer("k", k, least=0) > size:
         raise ValueError(f"k must lie between 0 and the number of scores, {size}; got {k}")
     return jnp.uint64(k)
 

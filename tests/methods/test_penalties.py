@@ -415,7 +415,7 @@ WRONG = {
 @pytest.mark.parametrize("case", WRONG)
 def test_errors_name_leaf_and_remedy(name, case):
     tree, message = WRONG[case]
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         PENALTIES[name][0](tree)
 
 

@@ -312,7 +312,7 @@ WRONG = {
 @pytest.mark.parametrize("case", WRONG)
 def test_errors_name_leaf_and_remedy(case):
     scores, budget, costs, message = WRONG[case]
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         jp.projection_capped_simplex(scores, budget, costs=costs)
 
 
