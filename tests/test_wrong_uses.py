@@ -394,6 +394,10 @@ LINKS = {
         lambda: jp.keep_nm(2, 4, axis="rows").init(MATRIX), "inputs, outputs, heads", "'rows'"),
     "keep_nm, sides": value(
         lambda: jp.keep_nm(2, 4).init({"w": jnp.ones((6, 4))}), "['w']", "divide by 4", "`where`"),
+    "keep_nm, a vector": value(
+        lambda: jp.keep_nm(2, 4, where="dense").init(PARAMS), "'dense/bias'", "(4,)", "no inputs"),
+    "keep_nm, missing params": value(
+        lambda: first_update(jp.keep_nm(2, 4), PARAMS), "tx.update(grads, opt_state, params)"),
     "keep_transposable_nm, a schedule for m": kind(
         lambda: jp.keep_transposable_nm(2, SCHEDULE), "m", "function"),
     "problems of None": kind(lambda: jp.problems(None), "optimizer state", "None"),

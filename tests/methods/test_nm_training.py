@@ -212,35 +212,3 @@ def test_straight_through_with_a_chain_of_projections(relaxed):
     assert (kept.reshape(16, 4, 32).sum(1) <= 2).all()
     assert (kept.reshape(64, 8, 4).sum(2) <= 2).all()
     assert 0 < kept.sum() <= 64 * 32 // 4
-
-
-@pytest.mark.parametrize("factory", [jp.keep_nm, jp.keep_transposable_nm])
-def test_errors(factory):
-    with pytest.raises(ValueError, match="got n = 5, m = 4"):
-        factory(5, 4)
-    with pytest.raises(ValueError, match="`every` must be at least 1, got 0"):
-        factory(2, 4, every=0)
-    with pytest.raises(ValueError, match=r"no leaf can be pruned.*\['kernel'\]"):
-        factory(2, 4).init({"kernel": normal(6, 6)})
-    with pytest.raises(ValueError, match="needs the parameters"):
-        factory(2, 4).update({}, None)
-
-
-def test_more_errors():
-    with pytest.raises(ValueError, match=r"whole number of m entries, got n = 2\.5"):
-        jp.keep_nm(2.5, 4)
-    with pytest.raises(
-        ValueError, match="Without `where` it takes leaves whose inputs and outputs divide by 4"
-    ):
-        jp.keep_transposable_nm(2, 4).init({"kernel": normal(6, 6)})
-    with pytest.raises(ValueError, match=r"leaf 'first/bias' of shape .* has no inputs"):
-        jp.keep_nm(2, 4, where="first").init(network())
-    with pytest.raises(ValueError, match="`projection` must be an optax transformation, got dict"):
-        jp.straight_through(optax.sgd(0.1), {})
-    swapped = jp.straight_through(jp.keep_nm(2, 4), optax.sgd(0.1))
-    with pytest.raises(ValueError, match="pass the optimizer first"):
-        swapped.init(network())
-    with pytest.raises(ValueError, match="`decay` must be a scalar"):
-        jp.straight_through(optax.sgd(0.1), jp.keep_nm(2, 4), decay=lambda step: 0.1)
-    with pytest.raises(ValueError, match="one kernel at a time"):
-        jp.pack_24(jnp.zeros(16))
