@@ -6,6 +6,8 @@ VENV ?= .venv
 CONFIG ?= experiments/configs/digits_probmask.py
 CONSTRAINTS ?=
 NOTEBOOK_TIMEOUT ?= 600
+# One process a core, each with tests that lie together, since these share what is compiled.
+PARALLEL ?= -n logical --maxprocesses=8 --dist=worksteal
 
 python := $(VENV)/bin/python
 pip_install := $(python) -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
@@ -21,7 +23,7 @@ run: $(VENV)/experiments.stamp
 test: test-fast test-notebooks
 
 test-fast: $(VENV)/test.stamp
-	$(python) -m pytest
+	$(python) -m pytest $(PARALLEL)
 
 test-notebooks: $(VENV)/test.stamp
 	$(if $(wildcard notebooks/*.ipynb),$(python) -m pytest --nbmake --nbmake-timeout=$(NOTEBOOK_TIMEOUT) notebooks,@echo 'no notebooks to run')
