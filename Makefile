@@ -26,7 +26,7 @@ test-fast: $(VENV)/test.stamp
 	$(python) -m pytest $(PARALLEL)
 
 test-notebooks: $(VENV)/test.stamp
-	$(if $(wildcard notebooks/*.ipynb),$(python) -m pytest --nbmake --nbmake-timeout=$(NOTEBOOK_TIMEOUT) notebooks,@echo 'no notebooks to run')
+	$(if $(wildcard notebooks/*.ipynb),$(python) -m pytest $(PARALLEL) --nbmake --nbmake-timeout=$(NOTEBOOK_TIMEOUT) notebooks,@echo 'no notebooks to run')
 
 test-slow: $(VENV)/test.stamp
 	$(python) -m pytest -m slow
