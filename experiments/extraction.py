@@ -87,7 +87,7 @@ class Extract:
         if self.budget != "projection":
             return optax.identity()
         first, last = round(0.16 * steps), round(0.6 * steps)
-        return jp.project_logits(jp.cubic_density(density, first, last))
+        return jp.project_logits(jp.cubic_sparsity(1 - density, first, last))
 
     def gradients(self, params: Tree, rest: Tree, task: Task, key, progress):
         """(loss, new rest, gradients) of one batch under one draw."""
@@ -204,8 +204,8 @@ class LearnPattern(Pattern):
         def loss(logits, rest):
             mask = jp.gumbel_pattern_mask(
                 key,
-                logits,
                 weights,
+                logits,
                 self.n,
                 self.m,
                 transposable=self.transposable,
@@ -228,7 +228,7 @@ class LearnPattern(Pattern):
     def _found(self, params, mask):
         weights = params["weights"]
         found = jp.pattern_mask(
-            params["logits"], weights, self.n, self.m, transposable=self.transposable
+            weights, params["logits"], self.n, self.m, transposable=self.transposable
         )
         return jax.tree.map(
             lambda _, keep, pattern: keep if pattern is None else pattern, weights, mask, found

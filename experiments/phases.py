@@ -42,8 +42,8 @@ _PENALTIES = {
     "hoyer_ratio": jp.hoyer_ratio,
     "l1": jp.l1,
     "transformed_l1": jp.transformed_l1,
-    "group_hoyer_square": functools.partial(jp.group_hoyer_square, axes=_INPUTS_AND_OUTPUTS),
-    "group_lasso": functools.partial(jp.group_lasso, axes=_INPUTS_AND_OUTPUTS),
+    "group_hoyer_square": functools.partial(jp.group_hoyer_square, axis=_INPUTS_AND_OUTPUTS),
+    "group_lasso": functools.partial(jp.group_lasso, axis=_INPUTS_AND_OUTPUTS),
 }
 
 
@@ -195,8 +195,8 @@ class Threshold:
             "trimming_point": jp.trimming_point,
             "absolute": lambda x: 1.0,
         }[self.rule]
-        axes = _INPUTS_AND_OUTPUTS if self.groups else None
-        mask = jp.threshold_mask(network.weights, lambda x: self.value * of_leaf(x), axes=axes)
+        axis = _INPUTS_AND_OUTPUTS if self.groups else None
+        mask = jp.threshold_mask(network.weights, lambda x: self.value * of_leaf(x), axis=axis)
         return network._replace(mask=structure.without_dead_units(mask) if self.chain else mask)
 
 
@@ -250,7 +250,7 @@ class Search:
     def links(self, network, density, steps):
         """SGD for weights, projected Adam for probabilities, gradients clipped before both."""
         first, last = round(self.densify_until * steps), round(self.reach_density_at * steps)
-        schedule = jp.cubic_density(density, first, last)
+        schedule = jp.cubic_sparsity(1 - density, first, last)
         clip = optax.clip_by_global_norm(self.clip)
         apart = optax.identity() if self.clip_jointly else clip
         weights = optax.chain(
@@ -276,7 +276,7 @@ class Search:
         if self.estimator == "vrpge":
             return _vrpge(params, rest, task, keys)
 
-        temperature = jp.annealed_temperature(1, self.final_temperature)(progress)
+        temperature = jp.annealed_temperature(1, final=self.final_temperature)(progress)
 
         def mean_loss(params, rest):
             losses = []
@@ -318,6 +318,6 @@ def _vrpge(params, rest, task, keys):
     losses = jnp.stack(losses)
     grads = {
         "weights": jax.tree.map(lambda *each: sum(each) / len(each), *gradients),
-        "probs": jp.vrpge_gradient(losses, masks, params["probs"]),
+        "probs": jp.vrpge_gradient(params["probs"], masks, losses),
     }
     return jnp.mean(losses), rest, grads
