@@ -27,9 +27,9 @@ def exit_with_one_line(main: Callable[[Sequence[str] | None], Any], arguments=No
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
-    """`, did you mean ...?` if one of the choices is much like the word, else nothing."""
+    """`; did you mean ...?` if one of the choices is much like the word, else nothing."""
     found = difflib.get_close_matches(word, [*choices], n=1)
-    return f", did you mean {found[0]}?" if found else ""
+    return f"; did you mean {found[0]}?" if found else ""
 
 
 class Parser(argparse.ArgumentParser):

@@ -58,8 +58,8 @@ def options(name: str) -> dict[str, Any]:
     """
     if name not in _LOADERS:
         raise UsageError(
-            f"unknown data set {name!r}{nearest(name, _LOADERS)}: "
-            f"choose one of {', '.join(_LOADERS)}"
+            f"unknown data set {name!r}: choose one of {', '.join(_LOADERS)}"
+            f"{nearest(name, _LOADERS)}"
         )
     parameters = inspect.signature(_LOADERS[name]).parameters.values()
     return {each.name: each.annotation for each in parameters if each.kind == each.KEYWORD_ONLY}
@@ -71,6 +71,6 @@ def check(name: str, chosen: dict[str, Any]) -> None:
     for option, value in chosen.items():
         if option not in known:
             raise UsageError(
-                f"{name} has no option {option!r}{nearest(option, known)}: it has {[*known]}"
+                f"{name} has no option {option!r}: it has {[*known]}{nearest(option, known)}"
             )
         check_type(f"{option} of {name}", value, known[option])

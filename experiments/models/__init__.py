@@ -60,8 +60,8 @@ def build(
     """
     if name not in _CLASSIFIERS:
         raise UsageError(
-            f"unknown model {name!r}{nearest(name, _CLASSIFIERS)}: "
-            f"choose one of {', '.join(_CLASSIFIERS)}"
+            f"unknown model {name!r}: choose one of {', '.join(_CLASSIFIERS)}"
+            f"{nearest(name, _CLASSIFIERS)}"
         )
     if len(image_shape) != 3:
         raise UsageError(f"image_shape must be (height, width, channels), got {image_shape}")

@@ -1,0 +1,52 @@
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import pytest
+
+from experiments.phases import Search
+from tests.experiments.runs import SEARCH, WEIGHTS, initial, kept_of, rows, run_phases
+
+pytestmark = pytest.mark.usefixtures("relaxed_promotion", "one_device", "no_pictures")
+
+
+@pytest.mark.parametrize(
+    "search",
+    [
+        Search(epochs=8, batch=64, estimator="vrpge"),
+        Search(epochs=8, batch=64, clip_jointly=False),
+    ],
+    ids=["vrpge", "clipped apart"],
+)
+def test_the_sparsity_is_reached_with_finite_weights(tmp_path, search):
+    result, network = run_phases(tmp_path, search)
+    assert result["kept"] == kept_of(network.mask) == WEIGHTS // 10
+    chex.assert_tree_all_finite(network.weights)
+    assert rows(tmp_path)[-1]["sparsity"] == pytest.approx(0.9, abs=0.02)
+    before = jax.tree.leaves(initial().weights)
+    pairs = zip(jax.tree.leaves(network.weights), before, strict=True)
+    assert any(bool(jnp.any(now != then)) for now, then in pairs)
+
+
+def test_best_sampled_mask_is_chosen_on_heldout_records(tmp_path):
+    search = dataclasses.replace(SEARCH, choose="best_sampled")
+    result, network = run_phases(tmp_path, search, holdout=56)
+    assert result["kept"] == kept_of(network.mask)
+    assert result["kept"] == pytest.approx(0.1 * WEIGHTS, rel=0.1)
+    assert rows(tmp_path)[-1]["step"] == 2 * (200 // 64)
+
+
+def test_supermask_leaves_the_weights_alone(tmp_path):
+    search = Search(epochs=30, batch=64, train_weights=False, start=0.5, dense_until=0.0)
+    result, network = run_phases(tmp_path, search, sparsity=0.7, seed=3, steps_per_call=30)
+    chex.assert_trees_all_equal(network.weights, initial(seed=3).weights)
+    assert result["kept"] == round(0.3 * WEIGHTS)
+    assert result["accuracy"] > 0.5
+
+
+@pytest.mark.parametrize("option", [{"estimator": "guess"}, {"choose": "any"}])
+def test_options_are_checked(option):
+    (name,) = option
+    with pytest.raises(ValueError, match=f"{name} must be "):
+        Search(epochs=1, **option)
