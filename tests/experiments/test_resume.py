@@ -23,11 +23,11 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def environment(compiled_programs):
-    """For runs in processes of their own: one device, and the programs that are compiled."""
+    """For runs in processes of their own, which find the programs that are compiled here."""
     return {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
-        "JAX_NUM_CPU_DEVICES": "1",
+        "JAX_NUM_CPU_DEVICES": str(len(jax.devices())),
         "JAX_COMPILATION_CACHE_DIR": str(compiled_programs),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
@@ -92,10 +92,17 @@ def test_interrupted_run_ends_with_the_same_bits(tmp_path, uninterrupted, monkey
 # in processes that are killed -------------------------------------------------------------------
 
 
+# As `python -m experiments.run`, on the first device alone.
+COMMAND = """
+import jax, runpy
+jax.device_count = lambda: 1
+runpy.run_module("experiments.run", run_name="__main__")
+"""
+
+
 def start(environment, config, folder):
-    command = [sys.executable, "-m", "experiments.run", config, f"--out={folder}"]
     return subprocess.Popen(
-        [*command, "--checkpoint_seconds=0"],
+        [sys.executable, "-c", COMMAND, config, f"--out={folder}", "--checkpoint_seconds=0"],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
