@@ -36,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> dict:
     """Runs the command line; returns what is written to result.json."""
     flags = parse(arguments)
     experiment = configured(flags)
+    if flags.reuse and not Path(flags.reuse).is_dir():
+        raise UsageError(f"--reuse: there is no folder {flags.reuse}")
     dataset = data.load(
         experiment.dataset,
         flags.data_dir,
@@ -207,8 +209,6 @@ def configured(flags: argparse.Namespace) -> Experiment:
     for setting in flags.set:
         experiment = with_setting(experiment, setting)
     data.check(experiment.dataset, experiment.dataset_options)
-    if flags.reuse and not Path(flags.reuse).is_dir():
-        raise UsageError(f"--reuse: there is no folder {flags.reuse}")
     return experiment
 
 

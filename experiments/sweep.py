@@ -38,6 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> str:
     flags, others = parse(arguments)
     folder = Path(flags.out)
     cells = planned(flags, others)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out: {error}") from error
     rows = [
         summary(
             cell.name,
@@ -79,10 +83,6 @@ def planned(flags: argparse.Namespace, others: list[str]) -> list[Cell]:
         raise UsageError(f"configs must have different names, got {', '.join(names)}")
     folder, varied = Path(flags.out), product(flags)
     grids = {config: varied or own_grid(config) for config in flags.configs}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--out: {error}") from error
     cells = []
     for name, (config, grid) in zip(names, grids.items(), strict=True):
         for settings in grid:

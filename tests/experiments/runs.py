@@ -1,6 +1,7 @@
 """Short runs on the digits, and what they leave."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -27,6 +28,7 @@ def run_phases(folder, *phases, reuse=None, **changes):
     return result, outcome(folder, f"{len(phases) - 1}-{phases[-1].name}")
 
 
+@functools.cache
 def initial(seed=0, model="lenet300100") -> Network:
     """The network that a run begins with."""
     key = jax.random.fold_in(jax.random.key(seed), 0)
@@ -35,10 +37,7 @@ def initial(seed=0, model="lenet300100") -> Network:
 
 def outcome(folder, name) -> Network:
     """What a phase, such as `0-search`, left in the folder of a run."""
-    like = jax.eval_shape(initial)
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    like = jax.tree.map(lambda x: x.update(sharding=device), like)
-    return outcomes.load(folder / f"network-{name}", like)
+    return outcomes.load(folder / f"network-{name}", initial())
 
 
 def rows(folder, without=()):
