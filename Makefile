@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-CONFIG ?= experiments/configs/digits_probmask.py
+CONFIG ?= experiments/configs/digits/probmask.py
 CONSTRAINTS ?=
 NOTEBOOK_TIMEOUT ?= 600
 # One process a core, each with tests that lie together, since these share what is compiled.

@@ -8,31 +8,34 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 import jaxprune as jp
+from experiments.tasks import Metric
 
 
-def run_picture(rows: list[dict], layers: list[jp.Layer], path: Path) -> None:
-    """Test accuracy and sparsity over time, and the density of each layer."""
+def run_picture(rows: list[dict], layers: list[jp.Layer], metric: Metric, path: Path) -> None:
+    """The metric and the sparsity over time, and the density of each layer."""
     figure, (over_time, by_layer) = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
-    _over_time(over_time, rows)
+    _over_time(over_time, rows, metric)
     density_by_layer(by_layer, layers)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
 
-def _over_time(axis, rows):
+def _over_time(axis, rows, metric):
     first, offset = 0.0, {}
     for row in rows:
         offset.setdefault(row["number"], first)
         first = offset[row["number"]] + row["epoch"]
     epochs = [offset[row["number"]] + row["epoch"] for row in rows]
-    axis.plot(epochs, [row["accuracy"] for row in rows], "o-", ms=3, label="test accuracy")
-    axis.plot(epochs, [row["sparsity"] for row in rows], "s-", ms=3, label="sparsity")
+    values = [row[metric.name] for row in rows]
+    of_metric = axis if metric.fraction else axis.twinx()
+    lines = of_metric.plot(epochs, values, "o-", ms=3, label=f"test {metric.name}")
+    lines += axis.plot(epochs, [row["sparsity"] for row in rows], "s-C1", ms=3, label="sparsity")
     for number, start in offset.items():
         name = next(row["phase"] for row in rows if row["number"] == number)
         axis.axvline(start, color="grey", lw=0.8)
         axis.annotate(name, (start, 0.02), xycoords=("data", "axes fraction"), color="grey")
     axis.set(xlabel="epoch", ylim=(0, 1.02), title="Over time")
-    axis.legend(loc="lower right")
+    axis.legend(handles=lines, loc="lower right")
 
 
 def density_by_layer(axis, layers: list[jp.Layer]) -> None:
@@ -48,19 +51,26 @@ def density_by_layer(axis, layers: list[jp.Layer]) -> None:
 
 
 def sweep_picture(rows: list[dict], path: Path) -> None:
-    """Test error against density, one line a config, with the spread over seeds."""
+    """The metric against density, one line a config, with the spread over seeds.
+
+    Of a fraction that should be large, what it lacks is shown: on a logarithmic axis 99% and 98%
+    are far apart.
+    """
+    metric = rows[0]["metric"]
+    lacking = metric.fraction and metric.higher_is_better
     figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for name in dict.fromkeys(row["name"] for row in rows):
         own = sorted((row for row in rows if row["name"] == name), key=lambda row: row["density"])
         axis.errorbar(
             [row["density"] for row in own],
-            [100 - row["mean"] for row in own],
+            [100 - row["mean"] if lacking else row["mean"] for row in own],
             [row["spread"] for row in own],
             marker="o",
             capsize=3,
             label=name,
         )
-    axis.set(xscale="log", yscale="log", xlabel="density", ylabel="test error, %")
+    label = f"100 - test {metric.name}, %" if lacking else f"test {metric.name}"
+    axis.set(xscale="log", yscale="log", xlabel="density", ylabel=label)
     axis.xaxis.set_major_formatter("{x:g}")
     axis.yaxis.set_major_formatter("{x:g}")
     axis.yaxis.set_minor_formatter("{x:g}")

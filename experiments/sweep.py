@@ -1,50 +1,55 @@
 """Runs several configs over settings and seeds, and compares them in one table and one picture.
 
-    python -m experiments.sweep experiments/configs/mnist_probmask.py \\
-        experiments/configs/mnist_magnitude.py --densities=0.5,0.1 --seeds=0,1,2 --data_dir=...
-    python -m experiments.sweep experiments/configs/mnist_hoyer.py \\
+    python -m experiments.sweep experiments/configs/mnist/probmask.py \\
+        experiments/configs/mnist/magnitude.py --sparsities=0.5,0.9 --seeds=0,1,2 --data_dir=...
+    python -m experiments.sweep experiments/configs/mnist/hoyer.py \\
         --vary=regularize.strength=1e-4,2e-4 --vary=threshold.value=0.03,0.1 --data_dir=...
 
-Without --densities and --vary each config is run over its own `grid`, if the file defines one: a
-list of settings, each a dict such as {"density": 0.1} or {"threshold.value": 0.1}. Further flags go
-to `experiments.run`. Each run has its own folder beneath --out; finished ones are not repeated, nor
-are the first phases that runs have in common.
+Without --sparsities and --vary each config is run over its own `grid`, if the file defines one: a
+list of settings, each a dict such as {"sparsity": 0.9} or {"threshold.value": 0.1}. Further flags
+go to `experiments.run`. Each run has its own folder beneath --out; finished ones are not repeated,
+nor are the first phases that runs have in common.
 """
 
 import argparse
 import itertools
 import json
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from experiments import figures, run
+from experiments.experiment import config_name, definitions
+from experiments.tasks import Metric
+from experiments.usage import Parser, UsageError, exit_with_one_line
 
 
-def main(arguments: list[str] | None = None) -> str:
+class Cell(NamedTuple):
+    """One config with one choice of settings: a folder and a command for each seed."""
+
+    name: str
+    settings: dict[str, Any]
+    runs: list[tuple[Path, list[str]]]
+
+
+def main(arguments: Sequence[str] | None = None) -> str:
     """Runs the command line; returns the table, which is also written to table.md."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("configs", nargs="+")
-    parser.add_argument("--densities", help="such as 0.5,0.1")
-    parser.add_argument("--vary", action="append", default=[], help="such as threshold.value=1,2")
-    parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--out", default="runs/sweep")
-    flags, others = parser.parse_known_args(arguments)
+    flags, others = parse(arguments)
     folder = Path(flags.out)
-
-    rows = []
-    for config in flags.configs:
-        for settings in product(flags) or run.definitions(config).get("grid", [{}]):
-            results = []
-            for seed in map(int, flags.seeds.split(",")):
-                label = "".join(f"-{name}{value}" for name, value in settings.items())
-                out = folder / f"{Path(config).stem}{label}-seed{seed}"
-                command = [config, *map(as_flag, settings.items()), f"--seed={seed}"]
-                command += [f"--out={out}", f"--reuse={folder}", *others]
-                results.append(finished(out, command) or run.main(command))
-            rows.append(summary(Path(config).stem, settings, results))
-
+    cells = planned(flags, others)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out: {error}") from error
+    rows = [
+        summary(
+            cell.name,
+            cell.settings,
+            [finished(out, command) or run.main(command) for out, command in cell.runs],
+        )
+        for cell in cells
+    ]
     table = as_markdown(rows)
     (folder / "table.md").write_text(table)
     figures.sweep_picture(rows, folder / "picture.png")
@@ -54,22 +59,60 @@ def main(arguments: list[str] | None = None) -> str:
     return table
 
 
-def finished(out: Path, command: list[str]) -> dict | None:
-    """The result of a run, if it has finished with the settings that the command asks for."""
-    if not (out / "result.json").exists():
-        return None
-    experiment = run.configured(run.parse(command))
-    if (out / "settings.txt").read_text() != repr(experiment):
-        return None
-    return json.loads((out / "result.json").read_text())
+def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    """The command line, and what of it is for `experiments.run`."""
+    parser = Parser(__doc__)
+    parser.add_argument("configs", nargs="+")
+    parser.add_argument("--sparsities", help="such as 0.5,0.9")
+    parser.add_argument("--vary", action="append", default=[], help="such as threshold.value=1,2")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--out", default="runs/sweep")
+    flags, others = parser.parse_known_args(arguments)
+    of_run = run.parser()
+    _, unknown = of_run.parse_known_args([flags.configs[0], *others])
+    of_run.check_known(unknown, parser.flags)
+    return flags, others
+
+
+def planned(flags: argparse.Namespace, others: list[str]) -> list[Cell]:
+    """What to run, each command checked before the first one is run."""
+    if not all(seed.isdecimal() for seed in flags.seeds.split(",")):
+        raise UsageError(f"--seeds needs numbers such as 0,1,2, got {flags.seeds!r}")
+    names = [config_name(config) for config in flags.configs]
+    if len(set(names)) < len(names):
+        raise UsageError(f"configs must have different names, got {', '.join(names)}")
+    folder, varied = Path(flags.out), product(flags)
+    grids = {config: varied or own_grid(config) for config in flags.configs}
+    cells = []
+    for name, (config, grid) in zip(names, grids.items(), strict=True):
+        for settings in grid:
+            label = "".join(f"-{key}{value}" for key, value in settings.items())
+            common = [config, *map(as_flag, settings.items()), f"--reuse={folder}", *others]
+            runs = []
+            for seed in map(int, flags.seeds.split(",")):
+                out = folder / f"{name}{label}-seed{seed}".replace("/", "-")
+                runs.append((out, [*common, f"--seed={seed}", f"--out={out}"]))
+            run.configured(run.parse(runs[0][1]))
+            cells.append(Cell(name, settings, runs))
+    return cells
+
+
+def own_grid(config: str) -> list[dict[str, Any]]:
+    """The settings that a config file lists."""
+    grid = definitions(config).get("grid", [{}])
+    if not isinstance(grid, list) or not all(isinstance(each, dict) for each in grid):
+        raise UsageError(f"`grid` of {config} must be a list of dicts, got {grid!r}")
+    return grid
 
 
 def product(flags: argparse.Namespace) -> list[dict[str, str]]:
     """All combinations of the settings on the command line; empty if there are none."""
-    choices = [f"density={flags.densities}"] if flags.densities else []
+    choices = [f"sparsity={flags.sparsities}"] if flags.sparsities else []
     names, values = [], []
     for choice in [*choices, *flags.vary]:
         name, _, texts = choice.partition("=")
+        if not name or not texts:
+            raise UsageError(f"--vary needs setting=value,value,..., got {choice!r}")
         names.append(name)
         values.append(texts.split(","))
     if not names:
@@ -83,21 +126,36 @@ def as_flag(setting: tuple[str, object]) -> str:
     return f"--set={name}={value}" if "." in name else f"--{name}={value}"
 
 
+def finished(out: Path, command: list[str]) -> dict | None:
+    """The result of a run, if it has finished with the settings that the command asks for."""
+    if not (out / "result.json").exists():
+        return None
+    experiment = run.configured(run.parse(command))
+    if (out / "settings.txt").read_text() != repr(experiment):
+        return None
+    return json.loads((out / "result.json").read_text())
+
+
 def summary(name: str, settings: dict, results: list[dict]) -> dict:
     """Mean and spread over seeds of one config with one choice of settings."""
-    accuracies = [100 * result["accuracy"] for result in results]
+    metric = Metric(**results[0]["metric"])
+    scale = 100 if metric.fraction else 1
+    values = [scale * result[metric.name] for result in results]
     row = {
         "name": name,
         "settings": " ".join(f"{key}={value}" for key, value in settings.items()),
-        "accuracies": accuracies,
-        "mean": statistics.mean(accuracies),
-        "spread": statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0,
+        "metric": metric,
+        "values": values,
+        "mean": statistics.mean(values),
+        "spread": statistics.stdev(values) if len(values) > 1 else 0.0,
         "kept": [result["kept"] for result in results],
         "density": statistics.mean(result["kept"] / result["weights"] for result in results),
         "seconds": statistics.median(result["seconds"] for result in results),
+        "problems": sum(bool(result["problems"]) for result in results),
     }
-    if all("heldout_accuracy" in result for result in results):
-        row["heldout"] = statistics.mean(100 * result["heldout_accuracy"] for result in results)
+    heldout = f"heldout_{metric.name}"
+    if all(heldout in result for result in results):
+        row["heldout"] = statistics.mean(scale * result[heldout] for result in results)
     if all("structure" in result for result in results):
         row["macs"] = [result["structure"]["macs"] for result in results]
     return row
@@ -105,15 +163,18 @@ def summary(name: str, settings: dict, results: list[dict]) -> dict:
 
 def as_markdown(rows: list[dict]) -> str:
     """The rows as a Markdown table."""
+    metric = rows[0]["metric"]
+    unit = ", %" if metric.fraction else ""
     columns = {
         "config": lambda row: row["name"],
         "settings": lambda row: row["settings"],
-        "test accuracy, %": lambda row: f"{row['mean']:.2f} ± {row['spread']:.2f}",
-        "each seed": lambda row: " / ".join(f"{each:.2f}" for each in row["accuracies"]),
-        "held out, %": lambda row: f"{row['heldout']:.2f}" if "heldout" in row else "",
+        f"test {metric.name}{unit}": lambda row: f"{row['mean']:.2f} ± {row['spread']:.2f}",
+        "each seed": lambda row: " / ".join(f"{each:.2f}" for each in row["values"]),
+        f"held out{unit}": lambda row: f"{row['heldout']:.2f}" if "heldout" in row else "",
         "weights kept": lambda row: _each(row["kept"]),
         "MACs": lambda row: _each(row.get("macs", [])),
         "seconds": lambda row: f"{row['seconds']:.0f}",
+        "runs with problems": lambda row: str(row["problems"] or ""),
     }
     cells = {title: [text(row) for row in rows] for title, text in columns.items()}
     shown = {title: column for title, column in cells.items() if any(column)}
@@ -127,4 +188,4 @@ def _each(numbers: list[int]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    exit_with_one_line(main)

@@ -1,15 +1,43 @@
+"""Runs on few records, and what makes them cheap: programs that were compiled once are kept.
+
+Each run compiles programs of its own, mostly the same ones as the run before. JAX's cache keeps
+them while the tests of this folder run.
+"""
+
 import functools
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from experiments import figures
 
 CONFIG = """
+from experiments.experiment import Experiment
 from experiments.phases import *
-from experiments.run import Experiment
 
 experiment = {}
 grid = {}
 """
+
+
+@pytest.fixture(scope="package", autouse=True)
+def compiled_programs(tmp_path_factory):
+    """The folder of JAX's compilation cache."""
+    folder = tmp_path_factory.mktemp("compiled")
+    settings = {
+        "jax_compilation_cache_dir": str(folder),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield folder
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="session")
@@ -34,3 +62,9 @@ def config(tmp_path, config_in):
 def one_device(monkeypatch):
     """Runs use the first device alone, which compiles faster."""
     monkeypatch.setattr(jax, "device_count", lambda: 1)
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Runs draw nothing."""
+    monkeypatch.setattr(figures, "run_picture", lambda *args: None)

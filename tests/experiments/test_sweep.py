@@ -5,19 +5,18 @@ import json
 import pytest
 
 from experiments import run, sweep
+from experiments.experiment import CONFIGS
 from experiments.phases import Dense, FineTune, PruneMagnitudes, Threshold
+from experiments.usage import UsageError
+from tests.experiments.runs import SMALL
 
-pytestmark = [
-    pytest.mark.usefixtures("relaxed_promotion"),
-    pytest.mark.usefixtures("one_device"),
-]
+pytestmark = pytest.mark.usefixtures("relaxed_promotion", "one_device", "no_pictures")
 
 DENSE = Dense(epochs=1, batch=64)
-SMALL = run.Experiment("lenet300100", "digits", (DENSE,), density=0.1, limit=128, evaluations=2)
 
 
 def with_phases(*phases):
-    return dataclasses.replace(SMALL, phases=phases)
+    return dataclasses.replace(SMALL, phases=phases, limit=128, evaluations=2)
 
 
 def lines_of(table):
@@ -30,30 +29,32 @@ def test_sweep_compares_and_repeats_nothing(config, tmp_path, monkeypatch, capsy
         config(with_phases(DENSE, PruneMagnitudes(), FineTune(1, batch=64)), "tuned"),
     ]
     folder = tmp_path / "sweep"
-    command = [*configs, "--densities=0.1,0.2", "--seeds=0", f"--out={folder}"]
+    command = [*configs, "--sparsities=0.9,0.8", "--seeds=0", f"--out={folder}"]
     table = sweep.main(command)
 
     assert (folder / "table.md").read_text() == table
     assert (folder / "picture.png").read_bytes().startswith(b"\x89PNG")
     assert f"{folder / 'table.md'}\n{folder / 'picture.png'}\n" in capsys.readouterr().out
+    header = [cell.strip() for cell in table.splitlines()[0].split("|")[1:-1]]
+    assert header[:5] == ["config", "settings", "test accuracy, %", "each seed", "weights kept"]
     assert [(line[0], line[1], line[4]) for line in lines_of(table)] == [
-        ("one_shot", "density=0.1", "5,020"),
-        ("one_shot", "density=0.2", "10,040"),
-        ("tuned", "density=0.1", "5,020"),
-        ("tuned", "density=0.2", "10,040"),
+        ("one_shot", "sparsity=0.9", "5,020"),
+        ("one_shot", "sparsity=0.8", "10,040"),
+        ("tuned", "sparsity=0.9", "5,020"),
+        ("tuned", "sparsity=0.8", "10,040"),
     ]
     monkeypatch.setattr(run, "main", functools.partial(pytest.fail, "repeated"))
     assert sweep.main(command) == table
 
 
 def test_settings_come_from_the_command_line_or_else_from_the_config(config, tmp_path):
-    grid = [{"threshold.value": 0.5}, {"threshold.value": 2.0, "density": 0.3}]
+    grid = [{"threshold.value": 0.5}, {"threshold.value": 2.0, "sparsity": 0.7}]
     path = config(with_phases(DENSE, Threshold(1.0)), grid=grid)
     table = sweep.main([path, "--seeds=0,1", f"--out={tmp_path / 'own'}"])
     few, many = lines_of(table)[1][4], lines_of(table)[0][4]
     assert [line[1] for line in lines_of(table)] == [
         "threshold.value=0.5",
-        "threshold.value=2.0 density=0.3",
+        "threshold.value=2.0 sparsity=0.7",
     ]
     assert max(map(to_int, few.split("/"))) < min(map(to_int, many.split("/")))
 
@@ -88,8 +89,20 @@ def test_phases_in_common_are_trained_once(config, tmp_path):
 
 
 def test_a_run_with_other_settings_is_not_taken_for_finished(config, tmp_path):
-    command = ["--densities=0.1", "--seeds=0", f"--out={tmp_path / 'sweep'}"]
+    command = ["--sparsities=0.9", "--seeds=0", f"--out={tmp_path / 'sweep'}"]
     sweep.main([config(with_phases(DENSE, PruneMagnitudes())), *command])
     path = config(with_phases(dataclasses.replace(DENSE, batch=32), PruneMagnitudes()))
-    with pytest.raises(ValueError, match="other settings"):
+    with pytest.raises(UsageError, match="other settings"):
         sweep.main([path, *command])
+
+
+def test_configs_of_two_data_sets_have_folders_of_their_own(tmp_path):
+    configs = [str(CONFIGS / name / "probmask.py") for name in ("digits", "mnist")]
+    flags, others = sweep.parse([*configs, "--seeds=3", f"--out={tmp_path}", "--holdout=5"])
+    cells = sweep.planned(flags, others)
+    assert [cell.name for cell in cells] == ["digits/probmask", "mnist/probmask"]
+    assert [cell.runs[0][0].name for cell in cells] == [
+        "digits-probmask-seed3",
+        "mnist-probmask-seed3",
+    ]
+    assert "--holdout=5" in cells[0].runs[0][1]

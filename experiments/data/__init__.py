@@ -1,0 +1,76 @@
+"""The data sets, held in memory: a file a set or family, a line here a set."""
+
+import inspect
+import os
+from typing import Any
+
+from experiments.data import cifar, digits, imagenet, mnist
+from experiments.data.records import Dataset, count, epoch_batches, holdout
+from experiments.usage import UsageError, check_type, nearest
+
+__all__ = ["Dataset", "check", "count", "epoch_batches", "holdout", "load", "options"]
+
+_LOADERS = {
+    "digits": digits.load,
+    "mnist": mnist.load,
+    "cifar10": cifar.load_10,
+    "cifar100": cifar.load_100,
+    "imagenet2012": imagenet.load,
+}
+
+
+def load(
+    name: str = "digits",
+    data_dir: str | os.PathLike | None = None,
+    *,
+    cache_dir: str | os.PathLike | None = None,
+    limit: int | None = None,
+    **chosen: Any,
+) -> Dataset:
+    """Reads a whole set into host memory.
+
+    `digits` comes with scikit-learn. The other sets are read with `tfds.data_source`, without
+    TensorFlow, from ArrayRecord files that were prepared before; nothing is downloaded.
+
+    Args:
+        name: 'digits', 'mnist', 'cifar10', 'cifar100' or 'imagenet2012'.
+        data_dir: the folder with the prepared sets; by default that of TensorFlow Datasets.
+        cache_dir: where to keep the decoded arrays, so that the next call takes a moment. The file
+            is named by set, version, `image_size` and `limit`, not by `data_dir`.
+        limit: keep only so many training records, the first ones; they are stored shuffled. The
+            test records all stay.
+        **chosen: the set's own options: `standardize=False` leaves pixels in [0, 1];
+            `image_size` is the height and width in pixels of `imagenet2012`, 224 by default.
+
+    Raises:
+        UsageError: unknown `name` or option, `limit` outside 1..training records, or a set that is
+            not prepared in `data_dir`.
+    """
+    check(name, chosen)
+    return _LOADERS[name](data_dir, cache_dir, limit, **chosen)
+
+
+def options(name: str) -> dict[str, Any]:
+    """The options of a set, each with its type.
+
+    Raises:
+        UsageError: unknown `name`.
+    """
+    if name not in _LOADERS:
+        raise UsageError(
+            f"unknown data set {name!r}: choose one of {', '.join(_LOADERS)}"
+            f"{nearest(name, _LOADERS)}"
+        )
+    parameters = inspect.signature(_LOADERS[name]).parameters.values()
+    return {each.name: each.annotation for each in parameters if each.kind == each.KEYWORD_ONLY}
+
+
+def check(name: str, chosen: dict[str, Any]) -> None:
+    """Raises a UsageError if there is no such set, or if it has no such options."""
+    known = options(name)
+    for option, value in chosen.items():
+        if option not in known:
+            raise UsageError(
+                f"{name} has no option {option!r}: it has {[*known]}{nearest(option, known)}"
+            )
+        check_type(f"{option} of {name}", value, known[option])

@@ -1,0 +1,29 @@
+"""CIFAR-10 and CIFAR-100."""
+
+from experiments.data import prepared
+from experiments.data.records import Dataset
+from experiments.tasks.classification import Classification
+
+_SHAPE = (32, 32, 3)
+_CIFAR10 = prepared.ImageSet(
+    "cifar10",
+    "3.0.2",
+    "test",
+    Classification(10, _SHAPE, (0.491, 0.482, 0.447), (0.247, 0.243, 0.262), augment=True),
+)
+_CIFAR100 = prepared.ImageSet(
+    "cifar100",
+    "3.0.2",
+    "test",
+    Classification(100, _SHAPE, (0.507, 0.487, 0.441), (0.267, 0.256, 0.276), augment=True),
+)
+
+
+def load_10(data_dir, cache_dir, limit: int | None, *, standardize: bool = True) -> Dataset:
+    """50,000 images of 32x32 pixels for training and 10,000 for testing, 10 classes."""
+    return prepared.load(_CIFAR10, data_dir, cache_dir, limit, standardize)
+
+
+def load_100(data_dir, cache_dir, limit: int | None, *, standardize: bool = True) -> Dataset:
+    """As many images, 100 classes."""
+    return prepared.load(_CIFAR100, data_dir, cache_dir, limit, standardize)

@@ -1,0 +1,14 @@
+"""MNIST."""
+
+from experiments.data import prepared
+from experiments.data.records import Dataset
+from experiments.tasks.classification import Classification
+
+_MNIST = prepared.ImageSet(
+    "mnist", "3.0.1", "test", Classification(10, (28, 28, 1), mean=(0.1307,), std=(0.3081,))
+)
+
+
+def load(data_dir, cache_dir, limit: int | None, *, standardize: bool = True) -> Dataset:
+    """60,000 images of 28x28 pixels for training and 10,000 for testing."""
+    return prepared.load(_MNIST, data_dir, cache_dir, limit, standardize)

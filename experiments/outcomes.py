@@ -1,0 +1,70 @@
+"""The folder of a run: whose it is, and the outcomes of phases that it holds or takes over."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+from orbax.checkpoint import v1 as ocp
+
+from experiments.experiment import Experiment
+from experiments.log import Log, rows_of
+from experiments.phases.base import Network, Tree
+from experiments.training import abstract
+from experiments.usage import UsageError
+
+
+def claim(folder: Path, experiment: Experiment) -> None:
+    """Makes the folder this experiment's, or raises a UsageError if it is another's."""
+    settings = folder / "settings.txt"
+    if settings.exists() and settings.read_text() != repr(experiment):
+        raise UsageError(
+            f"{folder} holds a run with other settings ({settings.name}): choose another --out, or "
+            "remove it"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        settings.write_text(repr(experiment))
+    except OSError as error:
+        raise UsageError(f"--out: {error}") from error
+
+
+def outcome_name(experiment: Experiment, number: int) -> str:
+    """The folder in which the outcome of phase `number` is kept."""
+    return f"network-{number}-{experiment.phases[number].name}"
+
+
+def save(outcome: Path, network: Tree, settings: str) -> None:
+    """Keeps the outcome of a phase and the settings that led to it."""
+    outcome.with_suffix(".txt").write_text(settings)
+    ocp.save(str(outcome), network)
+
+
+def load(outcome: Path, like: Network) -> Network:
+    """The outcome of a phase."""
+    loaded: Tree = ocp.load(str(outcome), abstract(like))
+    return loaded
+
+
+def history(experiment: Experiment, number: int) -> str:
+    """All settings that the outcome of phase `number` depends on."""
+    return repr(dataclasses.replace(experiment, phases=experiment.phases[: number + 1]))
+
+
+def take_over(experiment: Experiment, folder: Path, log: Log, reuse: Path) -> None:
+    """Copies the outcomes, and the log, of the first phases from runs that have finished them."""
+    for number in range(len(experiment.phases)):
+        name = outcome_name(experiment, number)
+        wanted = history(experiment, number)
+        if (folder / name).exists():
+            continue
+        for settings in sorted(reuse.glob(f"*/{name}.txt")):
+            found = settings.with_suffix("")
+            if found.exists() and settings.read_text() == wanted:
+                break
+        else:
+            return
+        rows = rows_of(found.parent / log.path.name)
+        log.keep([*log.rows, *(row for row in rows if row["number"] == number)])
+        shutil.copytree(found, folder / f"{name}.partial", dirs_exist_ok=True)
+        (folder / f"{name}.txt").write_text(wanted)
+        (folder / f"{name}.partial").rename(folder / name)

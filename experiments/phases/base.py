@@ -1,0 +1,78 @@
+"""What phases take, give and share.
+
+A phase takes a `Network` and gives a `Network`. One that trains has `epochs` and a `batch`, and the
+runner asks it, in this order, for what is trained (`begin`), the optimizer (`links`), gradients in
+every step, the network as it stands (`current`), and the outcome (`end`); `dense.Dense` is the
+simplest. One that trains nothing is a `OneShot`. Everything is composed of public links and
+functions of jaxprune and optax.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import jaxprune as jp
+
+Tree: TypeAlias = Any
+# Mean loss of one batch: (weights, rest) -> (loss, rest).
+BatchLoss = Callable[[Tree, Tree], tuple[jax.Array, Tree]]
+
+sgd = functools.partial(optax.sgd, momentum=0.9)
+
+
+class Network(NamedTuple):
+    """Trainable weights, everything else of the model (BatchNorm statistics), and a mask."""
+
+    weights: Tree
+    rest: Tree
+    mask: Tree
+
+    def masked_weights(self) -> Tree:
+        """The weights with exact zeros where the mask prunes."""
+        return jp.apply_mask(self.weights, self.mask)
+
+
+class OneShot:
+    """A phase that trains nothing."""
+
+    epochs = 0
+
+    def apply(self, network: Network, sparsity: float, room) -> Network:
+        """The network with another mask, other weights or another rest."""
+        raise NotImplementedError
+
+
+def kept(tree: Tree, sparsity: float) -> int:
+    """How many entries stay at this sparsity."""
+    size = sum(leaf.size for leaf in jax.tree.leaves(tree))
+    return size - round(sparsity * size)
+
+
+def magnitudes(weights: Tree, mask: Tree) -> Tree:
+    """Absolute values where there is a mask, `None` elsewhere."""
+    return jax.tree.map(
+        lambda weight, keep: None if keep is None else jnp.abs(weight), weights, mask
+    )
+
+
+def decayed(peak: float, decay: str | tuple[float, ...], steps: int) -> optax.Schedule:
+    """The learning rate over a phase: "cosine", "constant", or a tenth at these fractions of it."""
+    if decay == "cosine":
+        return optax.cosine_decay_schedule(peak, steps)
+    falls = () if isinstance(decay, str) else decay
+    return optax.piecewise_constant_schedule(peak, {round(at * steps): 0.1 for at in falls})
+
+
+def partition(**links: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """Each link for the subtree of its name."""
+    return optax.partition({**links}, {name: name for name in links})
+
+
+def check_choice(field: str, value: Any, allowed: Sequence[str]) -> None:
+    """Raises a ValueError unless the value is allowed."""
+    if value not in allowed:
+        raise ValueError(f"{field} must be one of {[*allowed]}, got {value!r}")

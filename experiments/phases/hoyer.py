@@ -1,0 +1,79 @@
+"""DeepHoyer: training under a penalty, then a threshold."""
+
+import dataclasses
+import functools
+
+import jax.numpy as jnp
+import optax
+
+import jaxprune as jp
+from experiments import structure
+from experiments.phases.base import Network, OneShot, check_choice
+from experiments.phases.dense import Dense
+
+_INPUTS_AND_OUTPUTS = ("inputs", "outputs")
+_PENALTIES = {
+    "hoyer_square": jp.hoyer_square,
+    "hoyer_ratio": jp.hoyer_ratio,
+    "l1": jp.l1,
+    "transformed_l1": jp.transformed_l1,
+    "group_hoyer_square": functools.partial(jp.group_hoyer_square, axis=_INPUTS_AND_OUTPUTS),
+    "group_lasso": functools.partial(jp.group_lasso, axis=_INPUTS_AND_OUTPUTS),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Regularize(Dense):
+    """Training under a penalty, added to the gradient before the optimizer (DeepHoyer's way).
+
+    `penalty` is one of hoyer_square, hoyer_ratio, l1, transformed_l1 for single weights, of
+    group_hoyer_square, group_lasso for input channels plus filters (rows plus columns).
+    """
+
+    penalty: str = "hoyer_square"
+    strength: float = 1e-4
+    name: str = "regularize"
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_choice("penalty", self.penalty, [*_PENALTIES])
+
+    def links(self, network, sparsity, steps):
+        """As for dense training, with the penalty in front."""
+        penalty = jp.add_penalty(_PENALTIES[self.penalty], self.strength)
+        return optax.chain(penalty, super().links(network, sparsity, steps))
+
+
+@dataclasses.dataclass(frozen=True)
+class Threshold(OneShot):
+    """One-shot pruning of what is small. Trains nothing.
+
+    `value` is in units of each leaf's standard deviation (rule "std"), of its trimming point
+    ("trimming_point"), or of the weights ("absolute"). With `groups`, the norms of input channels
+    and filters (rows and columns) are compared, "std" meaning their root mean square. In a `chain`
+    of layers weights from and to units that carry nothing are pruned as well.
+    """
+
+    value: float
+    rule: str = "std"
+    groups: bool = False
+    chain: bool = False
+    name: str = "threshold"
+
+    def __post_init__(self):
+        check_choice("rule", self.rule, ("std", "trimming_point", "absolute"))
+
+    def apply(self, network: Network, sparsity: float, room) -> Network:
+        """The network with the mask of what reaches the threshold."""
+        of_leaf = {
+            "std": _root_mean_square if self.groups else jnp.std,
+            "trimming_point": jp.trimming_point,
+            "absolute": lambda x: 1.0,
+        }[self.rule]
+        axis = _INPUTS_AND_OUTPUTS if self.groups else None
+        mask = jp.threshold_mask(network.weights, lambda x: self.value * of_leaf(x), axis=axis)
+        return network._replace(mask=structure.without_dead_units(mask) if self.chain else mask)
+
+
+def _root_mean_square(x):
+    return jnp.sqrt(jnp.mean(x * x))

@@ -1,0 +1,123 @@
+"""ProbMask: every weight has a probability of being kept, trained under one budget."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import jaxprune as jp
+from experiments.phases.base import check_choice, decayed, kept, partition, sgd
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """ProbMask: keep probabilities trained beside the weights under one global budget.
+
+    Fractions are of the phase's steps. With `train_weights=False` the weights stay as they were
+    initialised, and the outcome is a supermask: then start below probability 1.
+    """
+
+    epochs: int
+    batch: int = 256
+    learning_rate: float = 0.1
+    weight_decay: float = 5e-4
+    probability_learning_rate: float = 6e-3
+    start: float = 1.0
+    dense_until: float = 0.16
+    reach_sparsity_at: float = 0.60
+    final_temperature: float = 0.03
+    draws: int = 2
+    clip: float = 3.0
+    clip_jointly: bool = True
+    train_weights: bool = True
+    estimator: str = "pathwise"
+    choose: str = "top_k"
+    name: str = "search"
+
+    def __post_init__(self):
+        check_choice("estimator", self.estimator, ("pathwise", "vrpge"))
+        check_choice("choose", self.choose, ("top_k", "best_sampled"))
+
+    @property
+    def needs_heldout(self) -> bool:
+        """Whether `end` measures masks on held-out training records."""
+        return self.choose == "best_sampled"
+
+    def begin(self, network, sparsity):
+        """Weights and, for each that the mask can prune, a keep probability."""
+        probs = jax.tree.map(
+            lambda keep: jnp.full_like(keep, self.start, dtype=jnp.float32), network.mask
+        )
+        return {"weights": network.weights, "probs": probs}
+
+    def links(self, network, sparsity, steps):
+        """SGD for weights, projected Adam for probabilities, gradients clipped before both."""
+        first, last = round(self.dense_until * steps), round(self.reach_sparsity_at * steps)
+        schedule = jp.cubic_sparsity(sparsity, first, last)
+        clip = optax.clip_by_global_norm(self.clip)
+        apart = optax.identity() if self.clip_jointly else clip
+        weights = optax.chain(
+            optax.add_decayed_weights(self.weight_decay),
+            sgd(decayed(self.learning_rate, "cosine", steps)),
+        )
+        links = partition(
+            weights=optax.chain(apart, weights if self.train_weights else optax.set_to_zero()),
+            probs=optax.chain(
+                apart,
+                optax.adam(decayed(self.probability_learning_rate, "cosine", steps)),
+                jp.project_probabilities(schedule),
+            ),
+        )
+        return optax.chain(clip if self.clip_jointly else optax.identity(), links)
+
+    def gradients(self, params, rest, loss_of, key, progress):
+        """(loss, new rest, gradients), each a mean over independent draws of the mask."""
+        keys = jax.random.split(key, self.draws)
+        if self.estimator == "vrpge":
+            return _vrpge(params, rest, loss_of, keys)
+
+        temperature = jp.annealed_temperature(1, final=self.final_temperature)(progress)
+
+        def mean_loss(params, rest):
+            losses = []
+            for draw in keys:
+                mask = jp.relaxed_bernoulli(draw, params["probs"], temperature)
+                loss, rest = loss_of(jp.apply_mask(params["weights"], mask), rest)
+                losses.append(loss)
+            return sum(losses) / len(losses), rest
+
+        (loss, rest), grads = jax.value_and_grad(mean_loss, has_aux=True)(params, rest)
+        return loss, rest, grads
+
+    def current(self, params, mask, key):
+        """The weights under one sampled mask."""
+        mask = jp.bernoulli_mask(key, params["probs"])
+        return jp.apply_mask(params["weights"], mask), mask
+
+    def end(self, params, network, sparsity, key, score):
+        """The weights with the mask that `choose` finds."""
+        weights, probs = params["weights"], params["probs"]
+        if self.choose == "top_k":
+            mask = jp.top_k_mask(probs, kept(probs, sparsity))
+        else:
+            masked_score = lambda mask: score(jp.apply_mask(weights, mask))
+            mask, _ = jp.best_sampled_mask(key, probs, masked_score)
+        return network._replace(weights=weights, mask=mask)
+
+
+def _vrpge(params, rest, loss_of, keys):
+    losses, gradients, masks = [], [], []
+    for draw in keys:
+        mask = jp.bernoulli_mask(draw, params["probs"])
+        masked = lambda weights, rest, mask=mask: loss_of(jp.apply_mask(weights, mask), rest)
+        (loss, rest), grads = jax.value_and_grad(masked, has_aux=True)(params["weights"], rest)
+        losses.append(loss)
+        gradients.append(grads)
+        masks.append(mask)
+    losses = jnp.stack(losses)
+    grads = {
+        "weights": jax.tree.map(lambda *each: sum(each) / len(each), *gradients),
+        "probs": jp.vrpge_gradient(params["probs"], masks, losses),
+    }
+    return jnp.mean(losses), rest, grads

@@ -1,0 +1,132 @@
+"""Sets as TensorFlow Datasets prepares them."""
+
+import chex
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import data
+from experiments.data import prepared as reading
+from experiments.usage import UsageError
+from tests.experiments.data.stored import PREPARED, record_image
+
+
+@pytest.fixture
+def no_reading(monkeypatch):
+    import tensorflow_datasets as tfds
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("read again")
+
+    return lambda: monkeypatch.setattr(tfds, "data_source", refuse)
+
+
+def assert_same(first, second):
+    assert (first.name, first.task) == (second.name, second.task)
+    chex.assert_trees_all_equal((first.train, first.test), (second.train, second.test))
+
+
+@pytest.mark.parametrize(("name", "version", "image_shape", "splits"), PREPARED[:3])
+def test_prepared_sets_are_read_to_the_pixel(prepared, name, version, image_shape, splits):
+    dataset = data.load(name, prepared)
+    for (images, labels), count in (
+        (dataset.train, splits["train"]),
+        (dataset.test, splits["test"]),
+    ):
+        assert images.dtype == np.uint8 and labels.dtype == np.int32
+        assert sorted(labels.tolist()) == list(range(count))
+        expected = np.stack([record_image(label, image_shape) for label in labels])
+        np.testing.assert_array_equal(images, expected)
+    task = dataset.task
+    assert len(task.mean) == len(task.std) == image_shape[2] and task.image_shape == image_shape
+    assert task.augment == name.startswith("cifar")
+    assert task.classes == (100 if name == "cifar100" else 10)
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist"])
+def test_limit_keeps_the_first_training_records(prepared, name):
+    whole, limited = data.load(name, prepared), data.load(name, prepared, limit=5)
+    chex.assert_trees_all_equal(limited.train, tuple(array[:5] for array in whole.train))
+    chex.assert_trees_all_equal(limited.test, whole.test)
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist"])
+def test_pixels_can_stay_between_0_and_1(prepared, name):
+    dataset = data.load(name, prepared, standardize=False)
+    inputs = dataset.task.inputs((jnp.asarray(dataset.test[0]), None))
+    assert float(inputs.min()) == 0.0 and 0.99 < float(inputs.max()) <= 1.0
+
+
+def test_cache_answers_without_reading(prepared, tmp_path, no_reading):
+    cache = tmp_path / "made" / "when needed"
+    whole = data.load("mnist", prepared, cache_dir=cache)
+    limited = data.load("mnist", prepared, cache_dir=cache, limit=4)
+    small = data.load("imagenet2012", prepared, cache_dir=cache, image_size=8)
+    assert sorted(path.name for path in cache.iterdir()) == [
+        "imagenet2012-5.1.0-8px.npz",
+        "mnist-3.0.1-first4.npz",
+        "mnist-3.0.1.npz",
+    ]
+    no_reading()
+    assert_same(data.load("mnist", cache_dir=cache), whole)
+    assert_same(data.load("mnist", cache_dir=cache, limit=4), limited)
+    assert_same(data.load("imagenet2012", cache_dir=cache, image_size=8), small)
+
+
+def test_interrupted_write_leaves_no_cache(prepared, tmp_path, monkeypatch):
+    def interrupted(file, **arrays):
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(np, "savez", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        data.load("mnist", prepared, cache_dir=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_long_reads_report_rate_and_time_left(prepared, monkeypatch, capsys):
+    monkeypatch.setattr(reading, "_RECORDS_PER_READ", 4)
+    monkeypatch.setattr(reading, "_SECONDS_BETWEEN_REPORTS", 0.0)
+    data.load("mnist", prepared)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mnist")]
+    counts = [line.split(" records, ")[0] for line in lines]
+    assert counts == [
+        "mnist train: 4 of 9",
+        "mnist train: 8 of 9",
+        "mnist train: 9 of 9",
+        "mnist test: 3 of 3",
+    ]
+    assert all(line.endswith(" s left") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("svhn", {}, "unknown data set 'svhn': choose one of digits, mnist, cifar10, cifar100, im"),
+        ("digits", {"limit": 0}, "limit must be between 1 and the 1437 training records: 0"),
+        ("mnist", {"limit": 10}, "limit must be between 1 and the 9 training records: 10"),
+        (
+            "cifar10",
+            {"image_size": 64},
+            "cifar10 has no option 'image_size': it has .'standardize'.",
+        ),
+        ("imagenet2012", {"image_sise": 64}, "has no option .*did you mean image_size"),
+        ("imagenet2012", {"image_size": "64"}, "image_size of imagenet2012 must be of type int"),
+        ("imagenet2012", {"image_size": 0}, "image_size must be at least 1, got 0"),
+    ],
+)
+def test_what_cannot_be_loaded_is_said(prepared, tmp_path, name, options, message):
+    cache = tmp_path / "cache"
+    with pytest.raises(UsageError, match=message):
+        data.load(name, prepared, cache_dir=cache, **options)
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize("folder", ["missing", "unprepared"])
+def test_unprepared_set_is_an_error_with_the_remedy(tmp_path, folder):
+    (tmp_path / "unprepared" / "mnist" / "3.0.1").mkdir(parents=True)
+    with pytest.raises(UsageError) as error:
+        data.load("mnist", tmp_path / folder, cache_dir=tmp_path / "cache")
+    assert str(tmp_path / folder / "mnist" / "3.0.1") in str(error.value)
+    assert "tfds build mnist:3.0.1 --file_format=array_record" in str(error.value)
+    assert not (tmp_path / "cache").exists()

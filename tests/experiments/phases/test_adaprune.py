@@ -1,0 +1,40 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import data, run
+from experiments.phases import PrunePattern, Recalibrate, Reconstruct
+from experiments.room import Room
+from tests.experiments.phases.patterns import HIDDEN, check_pattern
+
+pytestmark = pytest.mark.usefixtures("relaxed_promotion", "one_device", "no_pictures")
+
+
+def test_adaprune_makes_up_for_one_shot_pruning(after_dense, trained):
+    pattern = {"n": 1, "m": 4, "transposable": True, "where": HIDDEN}
+    one_shot, pruned = after_dense("a", PrunePattern(**pattern))
+    phase = Reconstruct(records=500, batch=100, **pattern)
+    result, network = after_dense("b", phase, Recalibrate(passes=1))
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, pruned.mask, network.mask))
+    check_pattern(network.weights["fc1"]["kernel"][...], 1, 4, True)
+    dense = trained[1]["accuracy"]
+    assert dense > 0.85
+    assert one_shot["accuracy"] < result["accuracy"] > dense - 0.1
+
+
+@pytest.mark.slow
+def test_recalibration_estimates_batch_norm_anew():
+    dataset = data.load("digits", limit=256)
+    network, graph = run.initial_network("resnet20", dataset.task, jax.random.key(0))
+    room = Room(graph, dataset)
+    network = network._replace(weights=jax.tree.map(lambda w: 2 * w, network.weights))
+    again = Recalibrate(records=256, batch=128, passes=20).apply(network, 0.0, room)
+    images, _ = room.calibration(256, 128)
+    seen = network.weights["stem"]["conv"]["kernel"][...]
+    first = jax.lax.conv_general_dilated(
+        images, seen, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    variance = again.rest["stem"]["norm"]["var"][...]
+    np.testing.assert_allclose(variance, first.var((0, 1, 2)), rtol=0.2)
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, again.weights, network.weights))

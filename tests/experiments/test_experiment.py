@@ -1,0 +1,125 @@
+"""What a config file and flags make of an experiment."""
+
+import dataclasses
+
+import jax
+import pytest
+
+from experiments import data, run, training
+from experiments.experiment import CONFIGS, Experiment, config_name
+from experiments.phases import Dense, FineTune, PruneMagnitudes, Regularize, Threshold
+from experiments.usage import UsageError
+from tests.experiments.runs import FINE_TUNE, SEARCH, SMALL
+
+pytestmark = pytest.mark.usefixtures("relaxed_promotion")
+
+
+def test_command_line_changes_the_experiment(config):
+    flags = ["--sparsity=0.5", "--seed=7", "--epochs=3,4", "--holdout=20", "--limit=100"]
+    experiment = run.configured(run.parse([config(SMALL), *flags]))
+    assert experiment == dataclasses.replace(
+        SMALL,
+        phases=(dataclasses.replace(SEARCH, epochs=3), dataclasses.replace(FINE_TUNE, epochs=4)),
+        sparsity=0.5,
+        seed=7,
+        holdout=20,
+        limit=100,
+    )
+    assert run.configured(run.parse([config(SMALL)])) == SMALL
+    name = run.describe(run.parse(["a/small.py"]), experiment)
+    assert name == "small-digits-lenet300100-sparsity0.5-epochs3+4-seed7"
+
+
+def test_epochs_skip_phases_that_train_nothing(config):
+    experiment = dataclasses.replace(SMALL, phases=(Dense(5), PruneMagnitudes(), FineTune(6)))
+    changed = run.configured(run.parse([config(experiment), "--epochs=1,2"]))
+    assert changed.phases == (Dense(1), PruneMagnitudes(), FineTune(2))
+
+
+def test_command_line_sets_fields_of_phases_and_options_of_the_data_set(config):
+    path = config(dataclasses.replace(SMALL, phases=(Regularize(3), Threshold(0.1))))
+    settings = ["regularize.strength=2e-4", "threshold.rule=absolute", "regularize.decay=(0.5,)"]
+    settings += ["dataset.standardize=False"]
+    parsed = run.parse([path, *(f"--set={setting}" for setting in settings), "--seed=1"])
+    experiment = run.configured(parsed)
+    assert experiment.phases == (
+        Regularize(3, strength=2e-4, decay=(0.5,)),
+        Threshold(0.1, rule="absolute"),
+    )
+    assert experiment.dataset_options == {"standardize": False}
+    assert run.describe(parsed, experiment) == (
+        "small-digits-lenet300100-sparsity0.9-epochs3-regularize.strength2e-4"
+        "-threshold.ruleabsolute-regularize.decay(0.5,)-dataset.standardizeFalse-seed1"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sparsity": 90}, r"sparsity must lie in \[0, 1\], got 90: give a fraction, not a perc"),
+        ({"sparsity": float("nan")}, r"sparsity must lie in \[0, 1\], got nan"),
+        ({"sparsity": "0.9"}, "sparsity must be of type float, got '0.9'"),
+        ({"phases": SEARCH}, "phases must be of type tuple"),
+        ({"phases": (Dense(0),)}, "dense: epochs must be at least 1, got 0"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"evaluations": 0}, "evaluations must be at least 1"),
+        ({"steps_per_call": 0}, "steps_per_call must be at least 1"),
+        ({"limit": 1.5}, "limit must be of type int | None, got 1.5"),
+    ],
+)
+def test_wrong_values_are_refused(changes, message):
+    with pytest.raises(UsageError, match=message):
+        dataclasses.replace(SMALL, **changes)
+
+
+@pytest.mark.parametrize(("steps", "evaluations"), [(8, 4), (7, 3), (3, 5), (1, 1)])
+def test_the_last_step_is_evaluated_and_distances_add_up(steps, evaluations):
+    marks = training.evaluation_marks(steps, evaluations)
+    assert max(marks) == sum(marks.values()) == steps
+    assert len(marks) == min(steps, evaluations)
+
+
+@pytest.mark.parametrize(("in_call", "stops"), [(1, range(1, 9)), (3, [2, 4, 6, 8])])
+def test_calls_end_where_the_host_has_something_to_do(in_call, stops):
+    experiment = dataclasses.replace(SMALL, steps_per_call=in_call)
+    steps = training.Steps.of(Dense(2, batch=64), 256, experiment)
+    found, step = [], 0
+    while step < steps.total:
+        step = steps.next_stop(step)
+        found.append(step)
+    assert found == [*stops]
+
+
+# configs ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def networks():
+    """Of a configuration's model, without computing its weights; each is made once."""
+    made = {}
+
+    def network_for(experiment):
+        if experiment.model not in made:
+            task = data.load("digits", limit=1).task
+            size = {"digits": 8, "mnist": 28, "cifar10": 32, "imagenet2012": 64}
+            pixels, channels = size[experiment.dataset], 1 if experiment.dataset[1] == "i" else 3
+            task = dataclasses.replace(task, image_shape=(pixels, pixels, channels))
+            build = lambda key: run.initial_network(experiment.model, task, key)[0]
+            made[experiment.model] = jax.eval_shape(build, jax.random.key(0))
+        return made[experiment.model]
+
+    return network_for
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*/*.py")), ids=config_name)
+def test_every_config_says_how_it_is_run_and_can_begin(path, networks):
+    experiment = run.configured(run.parse([str(path)]))
+    assert isinstance(experiment, Experiment)
+    command = f"python -m experiments.run experiments/configs/{config_name(path)}.py"
+    assert command in path.read_text()
+    assert experiment.dataset.startswith(path.parent.name)
+    steps = 50
+    for phase in experiment.phases:
+        if phase.epochs:
+            links = phase.links(networks(experiment), experiment.sparsity, steps * phase.epochs)
+            assert callable(links.init)
