@@ -9,7 +9,7 @@ k for k equal magnitudes, whatever their size. Its gradient
 pulls what is smaller than the trimming point tau to zero and pushes away what is larger (Yang, Wen,
 Li, "DeepHoyer", ICLR 2020, arXiv 1908.09979). Group Hoyer-Square is the same of the groups' norms.
 
-Where squares leave the range of float32, tensors are divided by their largest magnitude first, which
+Where squares leave the range of float32, tensors are divided by their largest magnitude, which
 changes nothing in a scale-invariant function. At zero, where the functions are 0/0, values and
 gradients are 0. Sums are float32 or wider. A gradient is one expression of its weight and of
 scalars, without a division: XLA then makes it inside the optimizer's update, in no memory of its
