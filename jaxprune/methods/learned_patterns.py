@@ -85,7 +85,7 @@ def gumbel_pattern_mask(
     *,
     transposable: bool = False,
     temperature: jax.typing.ArrayLike = 1.0,
-    random_bits: sampling.RandomBits = jax.random.bits,
+    random_bits: sampling.RandomBits = sampling.counter_bits,
 ) -> chex.ArrayTree:
     """Draws N:M masks with the gradient of the relaxed choice (Gumbel-softmax over patterns).
 

@@ -100,7 +100,7 @@ def test_the_gradient_is_that_of_the_soft_choice(transposable):
     np.testing.assert_allclose(gradient.sum(0), 0, atol=1e-5)
     assert abs(gradient).max() > 0.01
     (own,) = jax.random.split(key, 1)
-    bits = np.asarray(jax.random.bits(own, logits.shape, jnp.uint32) >> 9, np.float64)
+    bits = np.asarray(jp.counter_bits(own, logits.shape) >> 9, np.float64)
     noisy = np.asarray(logits, np.float64) - np.log(-np.log((bits + 0.5) * 2.0**-23))
     probs = np.exp(noisy) / np.exp(noisy).sum(0)
     # What each class would give, from one-hot logits.
