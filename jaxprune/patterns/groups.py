@@ -160,16 +160,17 @@ def norms(x: jax.Array, inside: tuple[int, ...]) -> jax.Array:
     squares = sums(x * x)
     right = jnp.all((squares >= entries * (tiny / eps)) & (squares < jnp.inf))
 
-    def scaled(x):
+    def root(squares):
+        absent = squares == 0
+        return jnp.where(absent, 0.0, jnp.sqrt(jnp.where(absent, 1.0, squares)))
+
+    def of_scaled(x):
         largest = jnp.max(jnp.abs(x), axis=inside, keepdims=True, initial=0.0)
         # Neither the scale nor its inverse is 0.
         inverse = 1.0 / jnp.clip(jax.lax.stop_gradient(largest), tiny, 1.0 / tiny)
-        return inverse, sums((x * inverse) ** 2)
+        return root(sums((x * inverse) ** 2)) / inverse
 
-    as_they_are = lambda _: (jnp.ones_like(squares), squares)
-    inverse, squares = jax.lax.cond(right, as_they_are, scaled, x)
-    absent = squares == 0
-    return jnp.where(absent, 0.0, jnp.sqrt(jnp.where(absent, 1.0, squares)) / inverse)
+    return jax.lax.cond(right, lambda _: root(squares), of_scaled, x)
 
 
 def count(shape: tuple[int, ...], inside: tuple[int, ...]) -> int:
