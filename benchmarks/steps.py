@@ -4,6 +4,8 @@ python -m benchmarks.steps > benchmarks/results/steps-<machine>.md
 """
 
 import functools
+import importlib.util
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -52,48 +54,72 @@ def _kaiming(key, shapes):
 def main() -> None:
     """Prints one table for each net."""
     print(timing.machine())
+    if importlib.util.find_spec("jaxpruner") is None:
+        print("jaxpruner isn't installed: its row is missing.\n")
     for build in (conv_net, mlp):
         weights, task = on_batch(build)
+        timed = timing.compare(cases(weights, task), repeats=31, carried=2)
         size = sum(leaf.size for leaf in weights)
-        mask = jp.top_k_mask(jax.tree.map(jnp.abs, weights), size // 10)
-        timed = timing.compare(
-            {
-                "dense step": step(optax.adam(1e-3), task, weights),
-                "two dense steps": two_steps(optax.adam(1e-3), task, weights),
-                "keep_mask": step(optax.chain(optax.adam(1e-3), jp.keep_mask(mask)), task, weights),
-                "keep_top_k every 100": step(
-                    optax.chain(optax.adam(1e-3), jp.keep_top_k(0.9, every=100)),
-                    task,
-                    weights,
-                    warm=1,
-                ),
-                "add_hoyer_square": step(
-                    optax.chain(jp.add_hoyer_square(1e-4), optax.adam(1e-3)), task, weights
-                ),
-                "add_group_hoyer_square": step(
-                    optax.chain(jp.add_group_hoyer_square(1e-3), optax.adam(1e-3)), task, weights
-                ),
-                "add_penalty(l1)": step(
-                    optax.chain(jp.add_penalty(jp.l1, 1e-5), optax.adam(1e-3)), task, weights
-                ),
-                "ProbMask, jax.random.bits": probmask_step(task, weights, jax.random.bits),
-                "ProbMask, counter_bits": probmask_step(task, weights, jp.counter_bits),
-                "straight_through, keep_nm(2, 4)": step(
-                    jp.straight_through(optax.adam(1e-3), jp.keep_nm(2, 4, where=divides)),
-                    task,
-                    weights,
-                ),
-                "frozen, Gumbel, jax.random.bits": gumbel_step(task, weights, jax.random.bits),
-                "frozen, Gumbel, counter_bits": gumbel_step(task, weights, jp.counter_bits),
-                "frozen, learned 2:4": pattern_step(task, weights, transposable=False),
-                "frozen, learned transposable 2:4": pattern_step(task, weights, transposable=True),
-            },
-            repeats=31,
-            carried=2,
-        )
         title = f"{build.__name__}, {size:,} weights, batch {BATCH}"
-        print(timing.table(f"{title}: against one dense step", timed, "dense step"))
-        print(timing.table(f"{title}: against two dense steps", timed, "two dense steps"))
+        print(timing.table(title, timed, "dense step", "two dense steps"))
+
+
+def cases(weights, task) -> dict[str, tuple[Callable, tuple]]:
+    """Steps between two choices of a mask, as (function, arguments)."""
+    size = sum(leaf.size for leaf in weights)
+    mask = jp.top_k_mask(jax.tree.map(jnp.abs, weights), size // 10)
+    top_k = jp.keep_top_k(0.9, every=100)
+    nm = jp.keep_nm(2, 4, every=40, where=divides)
+    transposable = jp.keep_transposable_nm(2, 4, every=40, where=divides)
+    after = lambda link: step(optax.chain(optax.adam(1e-3), link), task, weights)
+    before = lambda link: step(optax.chain(link, optax.adam(1e-3)), task, weights)
+    behind = lambda link: step(jp.straight_through(optax.adam(1e-3), link), task, weights)
+    found = {
+        "dense step": step(optax.adam(1e-3), task, weights),
+        "two dense steps": two_steps(optax.adam(1e-3), task, weights),
+        "keep_mask": after(jp.keep_mask(mask)),
+        "keep_top_k every 100": after(top_k),
+        "keep_nm(2, 4) every 40": after(nm),
+        "keep_transposable_nm(2, 4) every 40": after(transposable),
+        "straight_through, keep_mask": behind(jp.keep_mask(mask)),
+        "straight_through, keep_top_k every 100": behind(top_k),
+        "straight_through, keep_nm(2, 4) every 40": behind(nm),
+        "straight_through, keep_nm(2, 4)": behind(jp.keep_nm(2, 4, where=divides)),
+        "add_hoyer_square": before(jp.add_hoyer_square(1e-4)),
+        "add_group_hoyer_square": before(jp.add_group_hoyer_square(1e-3)),
+        "add_penalty(l1)": before(jp.add_penalty(jp.l1, 1e-5)),
+        "ProbMask, jax.random.bits": probmask_step(task, weights, jax.random.bits),
+        "ProbMask, counter_bits": probmask_step(task, weights, jp.counter_bits),
+        "frozen, Gumbel, jax.random.bits": gumbel_step(task, weights, jax.random.bits),
+        "frozen, Gumbel, counter_bits": gumbel_step(task, weights, jp.counter_bits),
+        "frozen, learned 2:4": pattern_step(task, weights, transposable=False),
+        "frozen, learned transposable 2:4": pattern_step(task, weights, transposable=True),
+    }
+    if importlib.util.find_spec("jaxpruner"):
+        found["jaxpruner, global magnitude every 100"] = jaxpruner_step(task, weights)
+    return found
+
+
+def jaxpruner_step(task, weights):
+    """A step of the predecessor's global pruning, with the calls that its README asks for."""
+    # A function that it wants has moved since.
+    jax.tree_map = jax.tree_util.tree_map  # type: ignore[attr-defined]
+    jaxpruner = importlib.import_module("jaxpruner")
+    updater = jaxpruner.GlobalMagnitudePruning(
+        sparsity=0.9, scheduler=jaxpruner.PeriodicSchedule(100, 0, 1_000_000)
+    )
+    optimizer = updater.wrap_optax(optax.adam(1e-3))
+    weights = {str(i): leaf for i, leaf in enumerate(weights)}  # it takes dicts alone
+    of_dict = lambda params: task(list(params.values()))
+
+    def train(params, opt_state):
+        params = updater.pre_forward_update(params, opt_state)
+        loss, grads = jax.value_and_grad(of_dict)(params)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        return updater.post_gradient_update(params, opt_state), opt_state, loss
+
+    return train, after_steps(train, weights, optimizer.init(weights))
 
 
 def on_batch(build, batch: int = BATCH):
@@ -109,18 +135,23 @@ def on_batch(build, batch: int = BATCH):
     return weights, task
 
 
-def step(optimizer, task, params, warm: int = 0):
-    """One training step as (function, arguments), after `warm` steps."""
+def after_steps(train, params, opt_state):
+    """Parameters and state after the first steps, where masks are chosen and looked at."""
+    train = jax.jit(train)
+    for _ in range(2):
+        params, opt_state, _ = train(params, opt_state)
+    return params, opt_state
+
+
+def step(optimizer, task, params):
+    """One training step, between two choices of a mask, as (function, arguments)."""
 
     def train(params, opt_state):
         loss, grads = jax.value_and_grad(task)(params)
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state, loss
 
-    opt_state = optimizer.init(params)
-    for _ in range(warm):
-        params, opt_state, _ = jax.jit(train)(params, opt_state)
-    return train, (params, opt_state)
+    return train, after_steps(train, params, optimizer.init(params))
 
 
 def two_steps(optimizer, task, params):

@@ -2,6 +2,7 @@
 
 import platform
 import random
+import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -12,12 +13,17 @@ import jax.numpy as jnp
 
 
 class Timed(NamedTuple):
-    """Median milliseconds of one call, compile seconds, and MiB of output and temporary memory."""
+    """Medians of one call, compile seconds, and MiB of output and temporary memory.
+
+    Page faults tell where memory that one call has given back to the system comes anew in the next:
+    glibc's malloc does so above 32 MiB.
+    """
 
     milliseconds: float
     compile_seconds: float
     output_mib: float
     temporary_mib: float
+    page_faults: float
 
 
 def compare(
@@ -27,7 +33,9 @@ def compare(
 
     The first `carried` arguments are donated and replaced by the first results, as in training.
     """
-    compiled, seconds, times, states = {}, {}, {name: [] for name in cases}, {}
+    compiled, seconds, states = {}, {}, {}
+    times = {name: [] for name in cases}
+    faults = {name: [] for name in cases}
 
     def call(name):
         results = jax.block_until_ready(compiled[name](*states[name]))
@@ -45,9 +53,10 @@ def compare(
     for turn in range(repeats):
         # In another order each time: a case is slower after one that has emptied the caches.
         for name in random.Random(turn).sample(names, len(names)):
-            start = time.perf_counter()
+            before, start = _page_faults(), time.perf_counter()
             call(name)
             times[name].append(time.perf_counter() - start)
+            faults[name].append(_page_faults() - before)
     result = {}
     for name in cases:
         memory = compiled[name].memory_analysis()
@@ -56,23 +65,31 @@ def compare(
             seconds[name],
             memory.output_size_in_bytes / 2**20,
             memory.temp_size_in_bytes / 2**20,
+            statistics.median(faults[name]),
         )
     return result
 
 
-def table(title: str, timed: dict[str, Timed], reference: str) -> str:
-    """A Markdown table with each time as a multiple of the reference's."""
+def _page_faults() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
+def table(title: str, timed: dict[str, Timed], *references: str) -> str:
+    """A Markdown table with each time as a multiple of the references'."""
+    names = "".join(f" times *{name}* |" for name in references)
     lines = [
         f"### {title}",
         "",
-        f"| | median ms | times *{reference}* | compile s | output MiB | temporary MiB |",
-        "|---|---|---|---|---|---|",
+        f"| | median ms |{names} compile s | output MiB | temporary MiB | page faults |",
+        "|---" * (6 + len(references)) + "|",
     ]
     for name, row in timed.items():
-        ratio = row.milliseconds / timed[reference].milliseconds
+        ratios = [row.milliseconds / timed[other].milliseconds for other in references]
         lines.append(
-            f"| {name} | {row.milliseconds:.2f} | {ratio:.3g} | {row.compile_seconds:.1f} "
-            f"| {row.output_mib:.1f} | {row.temporary_mib:.1f} |"
+            f"| {name} | {row.milliseconds:.2f} | "
+            + "".join(f"{ratio:.3g} | " for ratio in ratios)
+            + f"{row.compile_seconds:.1f} | {row.output_mib:.1f} | {row.temporary_mib:.1f} "
+            f"| {row.page_faults:.0f} |"
         )
     return "\n".join(lines) + "\n"
 

@@ -8,8 +8,11 @@ Kernels are read as matrices (inputs, outputs) and tiles as in `patterns`, and t
 groups of m run along the inputs of Flax's layout.
 """
 
+import functools
 import itertools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import chex
 import jax
@@ -85,7 +88,7 @@ def gumbel_pattern_mask(
     *,
     transposable: bool = False,
     temperature: jax.typing.ArrayLike = 1.0,
-    random_bits: sampling.RandomBits = jax.random.bits,
+    random_bits: sampling.RandomBits = sampling.counter_bits,
 ) -> chex.ArrayTree:
     """Draws N:M masks with the gradient of the relaxed choice (Gumbel-softmax over patterns).
 
@@ -97,7 +100,8 @@ def gumbel_pattern_mask(
       n: as for `init_pattern_logits`.
       m: as for `init_pattern_logits`.
       transposable: as for `init_pattern_logits`.
-      temperature: of the soft masks that give the gradient, as for `relaxed_bernoulli`.
+      temperature: of the soft masks that give the gradient, as for `relaxed_bernoulli`; no gradient
+        reaches it.
       random_bits: as for `relaxed_bernoulli`.
 
     Returns:
@@ -116,24 +120,16 @@ def gumbel_pattern_mask(
     >>> jp.gumbel_pattern_mask(jax.random.key(0), params, logits, 2, 4)["kernel"].sum(0)
     Array([2., 2.], dtype=float32)
     """
-    kept = _table(n, m, transposable)
     temperature = sampling.usable_temperature(temperature)
+    _check_logits(params, logits, n, m, transposable)
+    kind = (n, m, transposable)
 
-    def noise(key, leaf):
-        return -jnp.log(-jnp.log(sampling.open_uniform(leaf, key, random_bits)))
+    def draw(key, logit):
+        keys = jax.random.split(key, len(logit))
+        return _drawn(kind, random_bits, logit.astype(jnp.float32), keys, temperature)
 
-    noises = sampling.map_with_keys(noise, key, logits)
-    noisy = jax.tree.map(lambda a, g: a.astype(jnp.float32) + g, logits, noises)
-
-    def soft(path, leaf, noisy):
-        if noisy is None:
-            return None
-        entries = _exact_product(kept.T, jax.nn.softmax(noisy / temperature, axis=0))
-        return _folded(entries, leaf, m, transposable)
-
-    hard = pattern_mask(params, noisy, n, m, transposable=transposable)
-    softs = jax.tree_util.tree_map_with_path(soft, params, noisy)
-    return sampling.surrogate_gradient(hard, softs)
+    entries = sampling.map_with_keys(draw, key, logits)
+    return jax.tree.map(_folded, params, entries)
 
 
 def pattern_mask(
@@ -161,26 +157,128 @@ def pattern_mask(
     >>> jp.pattern_mask(params, logits, 2, 4)["kernel"].ravel()
     Array([False,  True,  True, False], dtype=bool)
     """
-    kept = jnp.asarray(_table(n, m, transposable), bool)
-    masks.leaves_like(params, logits, "the logits", "`init_pattern_logits(params, ...)`")
+    _check_logits(params, logits, n, m, transposable)
 
-    def of_leaf(path, leaf, logit):
+    def of_leaf(leaf, logit):
         if logit is None:
             return None
+        (_, winner), _ = _race(lambda logit: logit.astype(jnp.float32), (logit,))
+        return _folded(leaf, _entries((n, m, transposable), winner) > 0)
+
+    return jax.tree.map(of_leaf, params, logits)
+
+
+def _check_logits(params, logits, n, m, transposable) -> None:
+    masks.leaves_like(params, logits, "the logits", "`init_pattern_logits(params, ...)`")
+    count = len(_table(n, m, transposable))
+
+    def check(path, leaf, logit):
+        if logit is None:
+            return
         name = masks.path_name(path)
-        expected = jax.eval_shape(lambda x: _unfolded(name, x, m, transposable), leaf).shape[1:]
-        if logit.shape != (len(kept), *expected):
+        groups = jax.eval_shape(lambda x: _unfolded(name, x, m, transposable), leaf).shape[1:]
+        if logit.shape != (count, *groups):
             raise ValueError(
-                f"logits of leaf '{name}' must have shape {(len(kept), *expected)}, got "
-                f"{logit.shape}: make them by `init_pattern_logits` with the same n, m and "
-                "transposable"
+                f"logits of leaf '{name}' must have shape {(count, *groups)}, got {logit.shape}: "
+                "make them by `init_pattern_logits` with the same n, m and transposable"
             )
-        entries = jnp.moveaxis(kept[jnp.argmax(logit, axis=0)], -1, 0)
-        return _folded(entries, leaf, m, transposable)
 
-    return jax.tree_util.tree_map_with_path(of_leaf, params, logits)
+    jax.tree_util.tree_map_with_path(check, params, logits)
 
 
+# Classes come first, and one follows the other: what is calculated of a class stays in the caches,
+# and nothing of the size of the logits is made but what the gradient needs.
+
+
+def _race(noisy: Callable[..., jax.Array], of_classes) -> tuple[tuple[jax.Array, jax.Array], Any]:
+    """The largest of each group's noisy logits and its class, the first of equal ones; and all."""
+
+    def run(best, this):
+        number, *of_class = this
+        time = noisy(*of_class)
+        wins = time > best[0]
+        return (jnp.where(wins, time, best[0]), jnp.where(wins, number, best[1])), time
+
+    groups = of_classes[0].shape[1:]
+    start = (jnp.full(groups, -jnp.inf), jnp.zeros(groups, jnp.int32))
+    numbers = jnp.arange(len(of_classes[0]), dtype=jnp.int32)
+    return jax.lax.scan(run, start, (numbers, *of_classes))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _drawn(kind, random_bits, logits, keys, temperature) -> jax.Array:
+    """Entries (rows, entries of a row, groups...) of the pattern that noise chooses, 0 or 1."""
+    return _drawn_fwd(kind, random_bits, logits, keys, temperature)[0]
+
+
+def _drawn_fwd(kind, random_bits, logits, keys, temperature):
+    def noisy(logit, key):
+        return logit - jnp.log(-jnp.log(sampling.open_uniform(logit, key, random_bits)))
+
+    (largest, winner), all_noisy = _race(noisy, (logits, keys))
+    return _entries(kind, winner), (all_noisy, largest, temperature)
+
+
+def _drawn_bwd(kind, random_bits, residuals, cotangent):
+    """y (g - sum y g) / t with the gains g of the patterns, y = softmax(noisy / t).
+
+    One array holds the noisy logits, then their exponentials, then the gradient.
+    """
+    del random_bits
+    all_noisy, largest, temperature = residuals
+    gain, coldness = _gains(kind, cotangent), 1.0 / temperature
+
+    def weigh(number, carried):
+        array, total, gained = carried
+        odds = jnp.exp((array[number] - largest) * coldness)
+        return array.at[number].set(odds), total + odds, gained + odds * gain(number)
+
+    zeros = jnp.zeros_like(largest)
+    classes = len(all_noisy)
+    odds, total, gained = jax.lax.fori_loop(0, classes, weigh, (all_noisy, zeros, zeros))
+    mean, slope = gained / total, coldness / total
+
+    def pull(number, array):
+        return array.at[number].set(array[number] * (gain(number) - mean) * slope)
+
+    return jax.lax.fori_loop(0, classes, pull, odds), None, None
+
+
+_drawn.defvjp(_drawn_fwd, _drawn_bwd)
+
+
+def _rows(kind) -> np.ndarray:
+    """(patterns, rows, entries of a row): a row is one input, its entries the outputs of a tile."""
+    table = _table(*kind)
+    return table.reshape(len(table), kind[1], -1)
+
+
+def _entries(kind, number: jax.Array) -> jax.Array:
+    """(rows, entries of a row, groups...) of the patterns with these numbers, in float32."""
+    rows = _rows(kind)
+    places = np.arange(rows.shape[2])
+    words = np.sum(rows * 2.0**places, axis=2).astype(np.uint32)  # fewer look-ups than entries
+    found = jnp.stack([jnp.asarray(words[:, i])[number] for i in range(kind[1])])
+    bits = [(found >> np.uint32(j)) & np.uint32(1) for j in places]
+    return jnp.stack(bits, axis=1).astype(jnp.float32)
+
+
+def _gains(kind, worth: jax.Array) -> Callable[[jax.Array], jax.Array]:
+    """From a pattern's number to what its entries are worth together.
+
+    There are fewer rows than patterns, so each is added up once.
+    """
+    sums, which = [], []
+    for i, rows in enumerate(np.moveaxis(_rows(kind), 1, 0)):
+        different, numbers = np.unique(rows, axis=0, return_inverse=True)
+        sums.append(_exact_product(different, worth[i]))
+        which.append(jnp.asarray(numbers.reshape(-1), jnp.int32))
+    return lambda number: functools.reduce(
+        jnp.add, [of_row[rows[number]] for of_row, rows in zip(sums, which, strict=True)]
+    )
+
+
+@functools.cache
 def _table(n: int, m: int, transposable: bool) -> np.ndarray:
     """All patterns, (patterns, entries) of 0 and 1 in float32."""
     tiles.check_pattern(n, m)
@@ -217,10 +315,8 @@ def _unfolded(name: str, leaf: jax.Array, m: int, transposable: bool) -> jax.Arr
     return jnp.moveaxis(matrices.reshape(count, inputs // m, m, outputs), 2, 0)
 
 
-def _folded(entries: jax.Array, leaf: jax.Array, m: int, transposable: bool) -> jax.Array:
-    """Back to the shape of the leaf."""
-    if not transposable:
-        return jnp.moveaxis(entries, 0, 2).reshape(leaf.shape)
-    _, count, rows, columns = entries.shape
-    empty = jnp.zeros((count, rows * m, columns * m), entries.dtype)
-    return tiles.place_tiles(empty, entries.reshape(m, m, *entries.shape[1:])).reshape(leaf.shape)
+def _folded(leaf: jax.Array, entries: jax.Array | None) -> jax.Array | None:
+    """From (rows, entries of a row, matrices, inputs / m, groups...) to the shape of the leaf."""
+    if entries is None:
+        return None
+    return entries.transpose(2, 3, 0, 4, 1).reshape(leaf.shape)

@@ -9,9 +9,11 @@ k for k equal magnitudes, whatever their size. Its gradient
 pulls what is smaller than the trimming point tau to zero and pushes away what is larger (Yang, Wen,
 Li, "DeepHoyer", ICLR 2020, arXiv 1908.09979). Group Hoyer-Square is the same of the groups' norms.
 
-Tensors are divided by their largest magnitude before anything is squared, which changes nothing in
-a scale-invariant function and keeps float32 from overflowing. At zero, where the functions are 0/0,
-values and gradients are 0. Sums are float32 or wider.
+Where squares leave the range of float32, tensors are divided by their largest magnitude, which
+changes nothing in a scale-invariant function. At zero, where the functions are 0/0, values and
+gradients are 0. Sums are float32 or wider. A gradient is one expression of its weight and of
+scalars, without a division: XLA then makes it inside the optimizer's update, in no memory of its
+own.
 """
 
 import functools
@@ -193,8 +195,8 @@ def trimming_point(x: jax.Array) -> jax.Array:
     if not masks.is_floating(x):
         kind = checks.described(x)
         raise TypeError(f"the trimming point is of one floating-point array, got {kind}")
-    _, scale, s1, s2 = _moments(x)
-    return scale * s2 / _or_one(s1)
+    inverse, s1, s2 = _moments(x)
+    return s2 / _or_one(s1 * inverse)
 
 
 def _sum_over(tree, penalty: Callable[[jax.Array], jax.Array]) -> jax.Array:
@@ -217,9 +219,16 @@ def _wide(x: jax.Array) -> jax.Array:
     return x.astype(masks.at_least_float32(x))
 
 
+@jax.custom_jvp
 def _magnitude(x: jax.Array) -> jax.Array:
     """|x| with the derivative sign(x), which is 0 at 0, where that of `jnp.abs` is 1."""
-    return x * jax.lax.stop_gradient(jnp.sign(x))
+    return jnp.abs(x)
+
+
+@_magnitude.defjvp
+def _magnitude_jvp(primals, tangents):
+    (x,) = primals
+    return jnp.abs(x), jnp.sign(x) * tangents[0]
 
 
 def _or_one(x: jax.Array) -> jax.Array:
@@ -227,45 +236,58 @@ def _or_one(x: jax.Array) -> jax.Array:
     return jnp.where(x == 0, 1.0, x)
 
 
-def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """u = x / scale with |u| <= 1, the scale, sum |u| and sum u^2."""
+def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The inverse of a scale, and with u = x / scale the sums of |u| and u^2.
+
+    The scale is 1 where the sums of x itself are right: no square that counts has underflowed, and
+    none has overflowed. So nothing but the sums is made in almost every step.
+    """
     x = _wide(x)
-    scale = _or_one(jax.lax.stop_gradient(jnp.max(jnp.abs(x), initial=0.0)))
-    u = x / scale
-    return u, scale, jnp.sum(_magnitude(u)), jnp.sum(u * u)
+    s1, s2 = jnp.sum(_magnitude(x)), jnp.sum(x * x)
+    tiny, eps = float(jnp.finfo(x.dtype).tiny), float(jnp.finfo(x.dtype).eps)
+    right = (s2 >= x.size * (tiny / eps)) & (jnp.maximum(s1, s2) < jnp.inf)
+
+    def scaled(x):
+        largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x), initial=0.0))
+        inverse = 1.0 / jnp.clip(largest, tiny, 1.0 / tiny)  # neither it nor its inverse is 0
+        return inverse, jnp.sum(_magnitude(x * inverse)), jnp.sum((x * inverse) ** 2)
+
+    return jax.lax.cond(right, lambda _: (jnp.ones_like(s1), s1, s2), scaled, x)
 
 
 @jax.custom_jvp
 def _hoyer_square(x: jax.Array) -> jax.Array:
-    _, _, s1, s2 = _moments(x)
+    _, s1, s2 = _moments(x)
     return s1 * (s1 / _or_one(s2))
 
 
 @_hoyer_square.defjvp
 def _hoyer_square_jvp(primals, tangents):
-    u, scale, s1, s2 = _moments(*primals)
+    (x,) = primals
+    inverse, s1, s2 = _moments(x)
     ratio = s1 / _or_one(s2)
-    gradient = (2.0 * ratio / scale) * (jnp.sign(u) - ratio * u)
+    gradient = (2.0 * ratio * inverse) * (jnp.sign(x) - ratio * (x * inverse))
     return s1 * ratio, _along(gradient, tangents)
 
 
 @jax.custom_jvp
 def _hoyer_ratio(x: jax.Array) -> jax.Array:
-    _, _, s1, s2 = _moments(x)
+    _, s1, s2 = _moments(x)
     return s1 / jnp.sqrt(_or_one(s2))
 
 
 @_hoyer_ratio.defjvp
 def _hoyer_ratio_jvp(primals, tangents):
-    u, scale, s1, s2 = _moments(*primals)
+    (x,) = primals
+    inverse, s1, s2 = _moments(x)
     norm = jnp.sqrt(_or_one(s2))
-    gradient = (jnp.sign(u) - (s1 / _or_one(s2)) * u) / (norm * scale)
+    gradient = (jnp.sign(x) - (s1 / _or_one(s2)) * (x * inverse)) * (inverse / norm)
     return s1 / norm, _along(gradient, tangents)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _group_hoyer_square(x: jax.Array, inside: tuple[int, ...]) -> jax.Array:
-    _, _, s1, s2 = _moments(groups.norms(x, inside))
+    _, s1, s2 = _moments(groups.norms(x, inside))
     return s1 * (s1 / _or_one(s2))
 
 
@@ -273,11 +295,13 @@ def _group_hoyer_square(x: jax.Array, inside: tuple[int, ...]) -> jax.Array:
 def _group_hoyer_square_jvp(inside, primals, tangents):
     (x,) = primals
     norm = groups.norms(x, inside)
-    u, scale, s1, s2 = _moments(norm)
-    ratio = s1 / _or_one(s2)
-    pull = jnp.where(norm > 0, 1.0 - ratio * u, 0.0)
-    direction = x.astype(norm.dtype) / _or_one(norm)
-    return s1 * ratio, _along((2.0 * ratio / scale) * pull * direction, tangents)
+    inverse, s1, s2 = _moments(norm)
+    ratio, u = s1 / _or_one(s2), norm * inverse
+    present = u >= jnp.finfo(u.dtype).tiny
+    # Whatever needs a division is made once for a group: each weight is then only multiplied.
+    pull = jnp.where(present, (1.0 - ratio * u) / jnp.where(present, u, 1.0), 0.0)
+    gradient = (2.0 * ratio * inverse) * (pull * (x.astype(norm.dtype) * inverse))
+    return s1 * ratio, _along(gradient, tangents)
 
 
 def _along(gradient: jax.Array, tangents) -> jax.Array:

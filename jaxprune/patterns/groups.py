@@ -6,6 +6,7 @@ convolution; attention's query, key and value are (inputs, heads, size) and its 
 outputs), known by these names and their three dimensions.
 """
 
+import functools
 import math
 import numbers
 import re
@@ -147,13 +148,29 @@ def _all_but(axes: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def norms(x: jax.Array, inside: tuple[int, ...]) -> jax.Array:
-    """Euclidean norms over the axes, float32 or wider, safe at any scale, with a gradient at 0."""
+    """Euclidean norms over the axes, float32 or wider, safe at any scale, with a gradient at 0.
+
+    Squares are added up as they are, in one read of x; of scaled entries only where a group is zero
+    or its squares under- or overflow.
+    """
     x = x.astype(masks.at_least_float32(x))
-    scale = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=inside, keepdims=True, initial=0.0))
-    scale = jnp.where(scale == 0, 1.0, scale)
-    squares = jnp.sum((x / scale) ** 2, axis=inside, keepdims=True)
-    absent = squares == 0
-    return jnp.where(absent, 0.0, scale * jnp.sqrt(jnp.where(absent, 1.0, squares)))
+    sums = functools.partial(jnp.sum, axis=inside, keepdims=True)
+    tiny, eps = float(jnp.finfo(x.dtype).tiny), float(jnp.finfo(x.dtype).eps)
+    entries = math.prod(x.shape[axis] for axis in inside)
+    squares = sums(x * x)
+    right = jnp.all((squares >= entries * (tiny / eps)) & (squares < jnp.inf))
+
+    def root(squares):
+        absent = squares == 0
+        return jnp.where(absent, 0.0, jnp.sqrt(jnp.where(absent, 1.0, squares)))
+
+    def of_scaled(x):
+        largest = jnp.max(jnp.abs(x), axis=inside, keepdims=True, initial=0.0)
+        # Neither the scale nor its inverse is 0.
+        inverse = 1.0 / jnp.clip(jax.lax.stop_gradient(largest), tiny, 1.0 / tiny)
+        return root(sums((x * inverse) ** 2)) / inverse
+
+    return jax.lax.cond(right, lambda _: root(squares), of_scaled, x)
 
 
 def count(shape: tuple[int, ...], inside: tuple[int, ...]) -> int:

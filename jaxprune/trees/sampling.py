@@ -16,7 +16,59 @@ from jaxprune.trees import checks, masks, positions
 RandomBits = Callable[..., jax.Array]
 
 _EPSILON = 1e-20  # keeps logarithms and gradients finite at probabilities 0 and 1
+_BLOCK = 2**32  # entries that 32 bits count
 _COLDEST = 1e-6  # in place of a traced temperature that isn't positive
+
+
+def counter_bits(
+    key: chex.PRNGKey, shape: tuple[int, ...], dtype: jax.typing.DTypeLike = jnp.uint32
+) -> jax.Array:
+    """Random bits from a hash of each entry's position: fewer operations than `jax.random.bits`.
+
+    The position is hashed twice (a 32-bit finalizer of two multiplications, with constants from the
+    tables of hash-prospector), each time after a word of the key is added, and both hashes are
+    added up: one alone would give each word once, and the sizes of masks would vary too little. XLA
+    fuses all of it into the loop that uses the bits. Good enough for masks (its tests: uniformity,
+    repeated words, serial correlation, correlation between keys and avalanche); not for
+    cryptography.
+
+    Args:
+      key: one `jax.random.key` of any implementation.
+      shape: of the result; each axis shorter than 2**32.
+      dtype: uint32.
+
+    Returns:
+      uint32 array.
+
+    Raises:
+      TypeError: for what is no key, or a shape that isn't of integers.
+      ValueError: for another dtype, or a negative size or one of 2**32 or more.
+
+    >>> import jax
+    >>> import jaxprune as jp
+    >>> jp.counter_bits(jax.random.key(0), (2, 3)).shape
+    (2, 3)
+    """
+    checks.key(key)
+    for size in shape:
+        if checks.integer("a size in the shape", size, least=0) >= 2**32:
+            raise ValueError(f"counter_bits counts to 2**32, but an axis of {shape} is longer")
+    if jnp.dtype(dtype) != jnp.uint32:
+        raise ValueError(f"counter_bits makes uint32, not {jnp.dtype(dtype)}")
+    words = jax.random.bits(key, (2,), jnp.uint32)
+    start = words[0]
+    blocks = next(i for i in range(len(shape) + 1) if math.prod(shape[i:]) <= _BLOCK)
+    if blocks:  # of leading axes, each with a start of its own
+        own = _scramble(positions.flat(shape[:blocks]) + start)
+        start = own.reshape(own.shape + (1,) * (len(shape) - blocks))
+    first = _scramble(jnp.broadcast_to(positions.flat(shape[blocks:]), shape) + start)
+    return first + _scramble(first + words[1])
+
+
+def _scramble(x: jax.Array) -> jax.Array:
+    x = (x ^ (x >> 16)) * jnp.uint32(0x21F0AAAD)
+    x = (x ^ (x >> 15)) * jnp.uint32(0xD35A2D97)
+    return x ^ (x >> 15)
 
 
 def relaxed_bernoulli(
@@ -24,7 +76,7 @@ def relaxed_bernoulli(
     probs: chex.ArrayTree,
     temperature: jax.typing.ArrayLike,
     *,
-    random_bits: RandomBits = jax.random.bits,
+    random_bits: RandomBits = counter_bits,
 ) -> chex.ArrayTree:
     r"""Samples soft masks that are differentiable in the probabilities.
 
@@ -42,7 +94,7 @@ def relaxed_bernoulli(
         to be 0, negative or NaN is taken as 1e-6, so that masks are 0 and 1 with the right
         probabilities. The inverse temperature of "Effective Sparsification ..." (CVPR 2021) is
         1 / temperature.
-      random_bits: a function (key, shape, dtype) -> uint32 array; `counter_bits` is faster
+      random_bits: a function (key, shape, dtype) -> uint32 array; `jax.random.bits` is slower
         where random numbers dominate.
 
     Returns:
@@ -61,13 +113,32 @@ def relaxed_bernoulli(
 
     def soft(key, prob):
         uniform = open_uniform(prob, key, random_bits)
-        prob = prob.astype(jnp.float32)
-        keep = jnp.log((prob + _EPSILON) * uniform)
-        # XLA would fold 1 - s + e to 1 - s; in float32 the maximum is the same number.
-        drop = jnp.log(jnp.maximum(1.0 - prob, _EPSILON) * (1.0 - uniform))
-        return jax.nn.sigmoid((keep - drop) / temperature)
+        return jax.nn.sigmoid(_noisy_logit(prob.astype(jnp.float32), uniform) / temperature)
 
     return map_with_keys(soft, key, probs)
+
+
+@jax.custom_jvp
+def _noisy_logit(prob: jax.Array, uniform: jax.Array) -> jax.Array:
+    """log(s + e) - log(1 - s + e) + logistic noise, with a single logarithm."""
+    return jnp.log((_kept(prob) * uniform) / (_dropped(prob) * (1.0 - uniform)))
+
+
+@_noisy_logit.defjvp
+def _noisy_logit_jvp(primals, tangents):
+    prob, uniform = primals
+    # In closed form, so that the backward pass needs no noise: neither stored nor drawn again.
+    slope = 1.0 / _kept(prob) + 1.0 / _dropped(prob)
+    return _noisy_logit(prob, uniform), slope * tangents[0]
+
+
+def _kept(prob: jax.Array) -> jax.Array:
+    return prob + _EPSILON
+
+
+def _dropped(prob: jax.Array) -> jax.Array:
+    # XLA would fold 1 - s + e to 1 - s; in float32 the maximum is the same number.
+    return jnp.maximum(1.0 - prob, _EPSILON)
 
 
 def gumbel_mask(
@@ -75,7 +146,7 @@ def gumbel_mask(
     logits: chex.ArrayTree,
     temperature: jax.typing.ArrayLike = 1.0,
     *,
-    random_bits: RandomBits = jax.random.bits,
+    random_bits: RandomBits = counter_bits,
 ) -> chex.ArrayTree:
     r"""Samples hard masks with the gradient of the relaxed sample (Gumbel-softmax of two classes).
 
@@ -112,10 +183,23 @@ def gumbel_mask(
 
     def sample(key, logit):
         uniform = open_uniform(logit, key, random_bits)
-        noisy = logit.astype(jnp.float32) + jnp.log(uniform) - jnp.log1p(-uniform)
-        return surrogate_gradient(noisy > 0, jax.nn.sigmoid(noisy / temperature))
+        noisy = logit.astype(jnp.float32) + jnp.log(uniform / (1.0 - uniform))
+        return _step(noisy / temperature)
 
     return map_with_keys(sample, key, logits)
+
+
+@jax.custom_jvp
+def _step(x: jax.Array) -> jax.Array:
+    """Whether x > 0, as 0 or 1, with the derivative of a sigmoid."""
+    return (x > 0).astype(x.dtype)
+
+
+@_step.defjvp
+def _step_jvp(primals, tangents):
+    # Without a forward pass of the sigmoid, which nobody would read.
+    soft = jax.nn.sigmoid(primals[0])
+    return _step(*primals), soft * (1.0 - soft) * tangents[0]
 
 
 def surrogate_gradient(mask: chex.ArrayTree, soft: chex.ArrayTree) -> chex.ArrayTree:
@@ -156,7 +240,7 @@ def surrogate_gradient(mask: chex.ArrayTree, soft: chex.ArrayTree) -> chex.Array
 
 
 def bernoulli_mask(
-    key: chex.PRNGKey, probs: chex.ArrayTree, *, random_bits: RandomBits = jax.random.bits
+    key: chex.PRNGKey, probs: chex.ArrayTree, *, random_bits: RandomBits = counter_bits
 ) -> chex.ArrayTree:
     """Samples a mask that keeps each weight with its probability, to 2**-24.
 
@@ -224,47 +308,3 @@ def _bits_like(prob: jax.Array, key: chex.PRNGKey, random_bits: RandomBits) -> j
     # With Explicit axes and without this, each device would draw the whole leaf.
     draw = lambda key: random_bits(key, prob.shape, jnp.uint32)
     return masks.sharded_alike(draw, prob)(key)
-
-
-def counter_bits(
-    key: chex.PRNGKey, shape: tuple[int, ...], dtype: jax.typing.DTypeLike = jnp.uint32
-) -> jax.Array:
-    """Random bits from a hash of each entry's position: fewer operations than `jax.random.bits`.
-
-    The position is hashed twice (a 32-bit finalizer of two multiplications, with constants from the
-    tables of hash-prospector), each time after a word of the key is added. XLA fuses all of it into
-    the loop that uses the bits. Good enough for masks (its tests: uniformity, serial correlation,
-    correlation between keys and avalanche); not for cryptography.
-
-    Args:
-      key: one `jax.random.key` of any implementation.
-      shape: of the result; fewer than 2**32 entries.
-      dtype: uint32.
-
-    Returns:
-      uint32 array.
-
-    Raises:
-      TypeError: for what is no key, or a shape that isn't of integers.
-      ValueError: for another dtype, a negative shape or one of 2**32 or more entries.
-
-    >>> import jax
-    >>> import jaxprune as jp
-    >>> jp.counter_bits(jax.random.key(0), (2, 3)).shape
-    (2, 3)
-    """
-    checks.key(key)
-    for size in shape:
-        checks.integer("a size in the shape", size, least=0)
-    if jnp.dtype(dtype) != jnp.uint32:
-        raise ValueError(f"counter_bits makes uint32, not {jnp.dtype(dtype)}")
-    if math.prod(shape) >= 2**32:
-        raise ValueError(f"counter_bits counts to 2**32, but shape {shape} has more entries")
-    words = jax.random.bits(key, (2,), jnp.uint32)
-    return _scramble(_scramble(positions.flat(shape) + words[0]) + words[1])
-
-
-def _scramble(x: jax.Array) -> jax.Array:
-    x = (x ^ (x >> 16)) * jnp.uint32(0x21F0AAAD)
-    x = (x ^ (x >> 15)) * jnp.uint32(0xD35A2D97)
-    return x ^ (x >> 15)

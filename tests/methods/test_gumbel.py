@@ -32,7 +32,7 @@ def test_a_weight_is_kept_with_the_probability_of_its_logit(temperature, random_
 def noise_of(key, shape):
     """The logistic noise of a single leaf: what a hard sample adds to logits."""
     (own,) = jax.random.split(key, 1)
-    bits = jax.random.bits(own, shape, jnp.uint32) >> 9
+    bits = jp.counter_bits(own, shape) >> 9
     uniform = (np.asarray(bits, np.float64) + 0.5) * 2.0**-23
     return np.log(uniform) - np.log1p(-uniform)
 

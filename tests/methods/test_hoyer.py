@@ -359,6 +359,30 @@ def test_mixed_precision_adds_in_float32_and_rounds_once(dtypes):
     chex.assert_trees_all_close(wide(updates), expected, rtol=rounding, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["hoyer_square", "group_hoyer_square"])
+def test_a_step_needs_no_memory_for_the_pressure(name, relaxed_promotion):
+    """XLA would write to memory what has a division, or is read by two reductions."""
+    weights = [jnp.ones((256, 512)), jnp.ones((512, 512)), jnp.ones((512, 8))]
+
+    def loss(weights):
+        outputs = jnp.ones((4, 256))
+        for matrix in weights:
+            outputs = jax.nn.relu(outputs @ matrix)
+        return outputs.sum()
+
+    def temporaries(tx):
+        def step(params, state):
+            updates, state = tx.update(jax.grad(loss)(params), state, params)
+            return optax.apply_updates(params, updates), state
+
+        compiled = jax.jit(step, donate_argnums=(0, 1)).lower(weights, tx.init(weights)).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    adam = optax.adam(1e-3)
+    extra = temporaries(optax.chain(ROWS[name].make(1e-4), adam)) - temporaries(adam)
+    assert extra < 0.1 * 4 * sum(leaf.size for leaf in weights)
+
+
 # Frameworks ---------------------------------------------------------------------------------------
 
 

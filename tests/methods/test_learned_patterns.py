@@ -100,7 +100,9 @@ def test_the_gradient_is_that_of_the_soft_choice(transposable):
     np.testing.assert_allclose(gradient.sum(0), 0, atol=1e-5)
     assert abs(gradient).max() > 0.01
     (own,) = jax.random.split(key, 1)
-    bits = np.asarray(jax.random.bits(own, logits.shape, jnp.uint32) >> 9, np.float64)
+    keys = jax.random.split(own, len(logits))  # of each class
+    words = np.stack([jp.counter_bits(key, logits.shape[1:]) for key in keys])
+    bits = np.asarray(words >> 9, np.float64)
     noisy = np.asarray(logits, np.float64) - np.log(-np.log((bits + 0.5) * 2.0**-23))
     probs = np.exp(noisy) / np.exp(noisy).sum(0)
     # What each class would give, from one-hot logits.

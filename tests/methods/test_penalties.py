@@ -176,6 +176,21 @@ MILLION = 1_000_000
 hoyer_of_a_million = jax.jit(jp.hoyer_square)
 
 
+@every_scale_free_penalty
+@pytest.mark.parametrize("value", [2e-38, 2e-23, 1e19, 3e38])
+def test_one_extreme_weight_among_others(name, value):
+    """Its square, or those of all others, are not in float32's range."""
+    w = gaussian(*SHAPE, seed=4) * 1e-20
+    w.flat[5] = value
+    got, gradient = closed(name)(jnp.asarray(w, jnp.float32))
+    with float64(True):
+        expected, steepness = naive(name)(jnp.asarray(w))
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+    terms = 2.0 / abs(w).max()  # the size of the two that cancel at the largest weight
+    tolerance = 1e-5 * abs(np.asarray(steepness)).max() + 1e-6 * terms + 2e-38
+    np.testing.assert_allclose(gradient, steepness, rtol=0, atol=tolerance)
+
+
 @pytest.mark.parametrize("k", [1, 7, 1_000, 333_333, MILLION])
 def test_equal_magnitudes_are_counted(k):
     places = np.random.default_rng(k).permutation(MILLION)[:k]

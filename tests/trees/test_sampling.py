@@ -14,6 +14,7 @@ import scipy.stats
 from jax.sharding import AxisType
 
 import jaxprune as jp
+from jaxprune.trees import sampling
 
 GENERATORS = {"threefry": jax.random.bits, "counter": jp.counter_bits}
 DRAWS = 1_000_000
@@ -97,6 +98,19 @@ def test_gradient_is_finite_at_both_ends_and_zero_at_one(temperature, random_bit
         assert jnp.isfinite(total(probs))
         if prob == 1:
             assert (gradient == 0).all()
+
+
+@pytest.mark.parametrize("sample", ["relaxed", "hard"])
+def test_the_backward_pass_draws_no_noise(sample):
+    """The gradient, with everything from the forward pass that it needs, counts no hash."""
+    draw = {
+        "relaxed": lambda p: jp.relaxed_bernoulli(jax.random.key(0), p, 0.5),
+        "hard": lambda p: jp.gumbel_mask(jax.random.key(0), p),
+    }[sample]
+    _, backward = jax.vjp(draw, jnp.full((64, 64), 0.5))
+    steps = str(jax.make_jaxpr(backward)(jnp.ones((64, 64))))
+    assert "xor" not in steps
+    assert "log" not in steps.replace("logistic", "")
 
 
 @pytest.mark.parametrize("word", [0, 1, 2**9 - 1, 2**31, 2**32 - 2**9, 2**32 - 1])
@@ -311,8 +325,32 @@ def test_other_dtypes_are_an_error():
         jp.counter_bits(KEYS[0], (2,), jnp.float32)
 
 
-@pytest.mark.parametrize("shape", [(2**16, 2**17), (2, 2**16, 2**16), (3, 2**31)])
-def test_too_many_entries_are_an_error(shape):
+def test_words_repeat_as_random_ones_do():
+    """A hash that only permuted positions would give none twice, and masks of too equal sizes."""
+    for key in KEYS:
+        repeated = LENGTH - len(np.unique(stream(key)))
+        expected = LENGTH**2 / 2**33
+        assert abs(repeated - expected) < 4 * math.sqrt(expected)
+
+
+def test_blocks_of_large_shapes_are_uncorrelated(monkeypatch):
+    """As if 32 bits counted to 2**16."""
+    monkeypatch.setattr(sampling, "_BLOCK", 2**16)
+    words = np.asarray(jp.counter_bits(KEYS[0], (4, 4, 2**8, 2**8)))
+    np.testing.assert_array_less(np.bincount(words.ravel() >> 24, minlength=256), 5 * 2**12)
+    blocks = words.reshape(16, -1) / 2.0**32 - 0.5
+    correlation = blocks @ blocks.T * 12 / 2**8
+    np.fill_diagonal(correlation, 0)
+    assert np.abs(correlation).max() < 4.5
+
+
+@pytest.mark.parametrize("shape", [(2**16, 2**17), (16, 16384, 65536), (3, 2**31)])
+def test_shapes_of_more_entries_than_32_bits_count(shape):
+    bits = jax.eval_shape(lambda key: jp.counter_bits(key, shape), KEYS[0])
+    assert (bits.shape, bits.dtype) == (shape, jnp.uint32)
+
+
+def test_too_long_an_axis_is_an_error():
     """Before anything of that size is made."""
-    with pytest.raises(ValueError, match=r"counts to 2\*\*32, but shape"):
-        jax.eval_shape(lambda key: jp.counter_bits(key, shape), KEYS[0])
+    with pytest.raises(ValueError, match=r"counts to 2\*\*32, but an axis of \(2, 4294967296\)"):
+        jax.eval_shape(lambda key: jp.counter_bits(key, (2, 2**32)), KEYS[0])
