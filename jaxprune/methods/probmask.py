@@ -45,9 +45,9 @@ def init_probabilities(
     {'bias': None, 'kernel': Array([[1., 1.]], dtype=float32)}
     """
     checks.fraction("the initial probability", value)
-    return jax.tree.map(
-        lambda keep: jnp.full_like(keep, value, dtype=jnp.float32), masks.prunable(params, where)
-    )
+    # From the mask, since a constant would not lie like the leaf on a mesh.
+    fill = lambda keep: jnp.where(keep, jnp.float32(value), jnp.float32(0))
+    return jax.tree.map(fill, masks.prunable(params, where))
 
 
 class ProjectProbabilitiesState(NamedTuple):
