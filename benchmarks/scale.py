@@ -125,15 +125,9 @@ class Setting:
 
         def place(kernel, logit):
             spec = [*kernel.sharding.spec, *[None] * kernel.ndim][: kernel.ndim]
-            return self.array(logit.shape, None, _only(spec[:-2]), *spec[-2:])
+            return self.array(logit.shape, None, *spec)
 
         return jax.tree.map(place, self.kernels, shapes)
-
-
-def _only(spec):
-    """The axes of several dimensions made one."""
-    names = [name for entry in spec if entry for name in ((entry,) if isinstance(entry, str) else entry)]
-    return tuple(names) or None
 
 
 Case = Callable[[Setting], tuple]  # to a function and its abstract arguments
@@ -279,6 +273,10 @@ LINKS = {
     "keep_transposable_nm, 4:8, scheduled": Link(lambda: jp.keep_transposable_nm(n_schedule, 8)),
     "project_probabilities": Link(
         lambda: jp.project_probabilities(jp.cubic_sparsity(0.9, 10, 1000)), tree="probs"
+    ),
+    "project_probabilities, costs": Link(
+        lambda: jp.project_probabilities(0.9, costs=dict.fromkeys(leaves("two axes"), 2.0)),
+        tree="probs",
     ),
     "project_logits": Link(
         lambda: jp.project_logits(jp.cubic_sparsity(0.9, 10, 1000)), tree="probs"

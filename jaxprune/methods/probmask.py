@@ -120,7 +120,7 @@ def _density(sparsity, count) -> jax.typing.ArrayLike:
 def _total_cost(probs, costs) -> jax.typing.ArrayLike:
     if costs is None:
         return float(sum(leaf.size for leaf in jax.tree.leaves(probs)))
-    spent = jax.tree.map(lambda p, c: p.size * jnp.mean(jnp.asarray(c, jnp.float32)), probs, costs)
+    spent = jax.tree.map(lambda p, c: float(p.size) * jnp.mean(jnp.asarray(c, jnp.float32)), probs, costs)
     return optax.tree.sum(spent)
 
 

@@ -364,6 +364,12 @@ def sparsity(tree: chex.ArrayTree) -> jax.Array:
 
 
 @wide.counts_in_64_bits
+def nonzeros(leaves: list[jax.Array]) -> jax.Array:
+    """The number of non-zero entries, as a float32 scalar of the exact count."""
+    return _nonzero_total(leaves).astype(jnp.float32)
+
+
+@wide.counts_in_64_bits
 def _zero_fraction(leaves):
     size = sum(leaf.size for leaf in leaves)
     zeros = jnp.uint64(size) - _nonzero_total(leaves)

@@ -238,7 +238,7 @@ def counter_bits(
 
     Args:
       key: one `jax.random.key` of any implementation.
-      shape: of the result; fewer than 2**32 entries.
+      shape: of the result; an axis has fewer than 2**32 entries.
       dtype: uint32.
 
     Returns:
@@ -246,7 +246,7 @@ def counter_bits(
 
     Raises:
       TypeError: for what is no key, or a shape that isn't of integers.
-      ValueError: for another dtype, a negative shape or one of 2**32 or more entries.
+      ValueError: for another dtype, or a shape with a negative axis or one of 2**32 or more.
 
     >>> import jax
     >>> import jaxprune as jp
@@ -258,10 +258,20 @@ def counter_bits(
         checks.integer("a size in the shape", size, least=0)
     if jnp.dtype(dtype) != jnp.uint32:
         raise ValueError(f"counter_bits makes uint32, not {jnp.dtype(dtype)}")
-    if math.prod(shape) >= 2**32:
-        raise ValueError(f"counter_bits counts to 2**32, but shape {shape} has more entries")
+    if max(shape, default=0) >= 2**32:
+        raise ValueError(f"counter_bits counts to 2**32, but an axis of {shape} is longer")
     words = jax.random.bits(key, (2,), jnp.uint32)
-    return _scramble(_scramble(positions.flat(shape) + words[0]) + words[1])
+    return _scramble(_scramble(positions.flat(shape) + words[0]) + _second_word(shape, words))
+
+
+def _second_word(shape: tuple[int, ...], words: jax.Array) -> jax.Array:
+    """Of the key; where positions come round at 2**32, another one before they do."""
+    axes = len(shape)
+    lead = next(i for i in range(axes + 1) if math.prod(shape[i:]) < 2**32)
+    if lead == 0:
+        return words[1]
+    own = _scramble(_scramble(positions.flat(shape[:lead]) + words[1]) + words[0])
+    return own.reshape(*shape[:lead], *[1] * (axes - lead))
 
 
 def _scramble(x: jax.Array) -> jax.Array:

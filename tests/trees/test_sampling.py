@@ -14,6 +14,7 @@ import scipy.stats
 from jax.sharding import AxisType
 
 import jaxprune as jp
+from jaxprune.trees import sampling
 
 GENERATORS = {"threefry": jax.random.bits, "counter": jp.counter_bits}
 DRAWS = 1_000_000
@@ -311,8 +312,18 @@ def test_other_dtypes_are_an_error():
         jp.counter_bits(KEYS[0], (2,), jnp.float32)
 
 
-@pytest.mark.parametrize("shape", [(2**16, 2**17), (2, 2**16, 2**16), (3, 2**31)])
-def test_too_many_entries_are_an_error(shape):
+def test_positions_that_come_round_have_other_bits():
+    """Of 3 x 2**31 entries the first and the last row have the same positions modulo 2**32."""
+    jax.eval_shape(lambda key: jp.counter_bits(key, (3, 2**31)), KEYS[0])
+    words = jax.random.bits(KEYS[0], (2,), jnp.uint32)
+    second = sampling._second_word((3, 2**31), words)
+    assert second.shape == (3, 1)
+    hashed = sampling._scramble(jnp.arange(2**16, dtype=jnp.uint32) + words[0])
+    first, _, last = np.asarray(sampling._scramble(hashed[None] + second))
+    assert_avalanche(first, last)
+
+
+def test_a_longer_axis_than_positions_is_an_error():
     """Before anything of that size is made."""
-    with pytest.raises(ValueError, match=r"counts to 2\*\*32, but shape"):
-        jax.eval_shape(lambda key: jp.counter_bits(key, shape), KEYS[0])
+    with pytest.raises(ValueError, match=r"counts to 2\*\*32, but an axis"):
+        jax.eval_shape(lambda key: jp.counter_bits(key, (2, 2**32)), KEYS[0])
