@@ -36,7 +36,6 @@ class Program(NamedTuple):
     temporary: int
     largest_array: int
     moved: Moved | None
-    seconds: float = 0.0
 
 
 def arrays(text: str) -> Iterator[tuple[int, int]]:
@@ -64,12 +63,11 @@ def _name(computation: str) -> str | None:
     return found and found["name"]
 
 
-def read(compiled: jax.stages.Compiled, seconds: float = 0.0) -> Program:
+def read(compiled: jax.stages.Compiled) -> Program:
     """What a compiled function holds and moves."""
     text = compiled.as_text()
     return Program(
         compiled.memory_analysis().temp_size_in_bytes,
         max(entries for entries, _ in arrays(in_memory(text))),
         max(collectives(text), key=lambda moved: moved.bytes, default=None),
-        seconds,
     )

@@ -120,8 +120,8 @@ def _density(sparsity, count) -> jax.typing.ArrayLike:
 def _total_cost(probs, costs) -> jax.typing.ArrayLike:
     if costs is None:
         return float(sum(leaf.size for leaf in jax.tree.leaves(probs)))
-    spent = jax.tree.map(lambda p, c: float(p.size) * jnp.mean(jnp.asarray(c, jnp.float32)), probs, costs)
-    return optax.tree.sum(spent)
+    mean = lambda cost: jnp.mean(jnp.asarray(cost, jnp.float32))
+    return optax.tree.sum(jax.tree.map(lambda p, c: float(p.size) * mean(c), probs, costs))
 
 
 def best_sampled_mask(

@@ -87,8 +87,8 @@ def _take(priority: jax.Array, grid: jax.Array, n) -> jax.Array:
     order = jnp.argsort(priority, axis=0, descending=True, stable=True)
     room = jnp.full((m, *batch), n, jnp.int32)
     _, fits = jax.lax.scan(take_next, (room, room), order)
-    mask = jnp.zeros(priority.shape, bool)
-    mask = jnp.put_along_axis(mask, order, fits, axis=0, inplace=False)
+    # Back in their places: a sort stays on each device, where scattering would not.
+    _, mask = jax.lax.sort((order, fits), dimension=0, num_keys=1)
     return _complete(mask.reshape(grid.shape), grid, n)
 
 

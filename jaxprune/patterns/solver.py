@@ -31,6 +31,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune.trees import masks
+
 _ENUMERATED = 4  # up to this m all masks of a tile are tried
 _CHUNK = 2**14  # scores of tiles that are set aside, worked on together
 _CHANGES = (1024, 32, 1)  # the largest score over the largest change that parts ties
@@ -93,7 +95,7 @@ def potentials(scores: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array
     reduced = grid - rows[:, None]
     kept = jnp.min(reduced, 0, where=mask, initial=_FAR)
     columns = jnp.where(jnp.any(mask, 0), kept, jnp.max(reduced, 0))
-    dtype = jnp.promote_types(scores.dtype, jnp.float32)
+    dtype = masks.at_least_float32(scores)
     back = lambda x: jnp.ldexp(x.astype(dtype), -shift[None])
     return back(rows), back(columns)
 
@@ -155,12 +157,12 @@ def rows_with(n: int, m: int) -> list[int]:
 def all_masks(n: int, m: int) -> list[tuple[int, ...]]:
     """All masks of a tile, each a tuple of its rows."""
     columns = [sum(1 << (i * m + j) for i in range(m)) for j in range(m)]
-    masks = []
+    found = []
     for rows in itertools.product(rows_with(n, m), repeat=m):
         bits = sum(row << (m * i) for i, row in enumerate(rows))
         if all((bits & column).bit_count() == n for column in columns):
-            masks.append(rows)
-    return masks
+            found.append(rows)
+    return found
 
 
 # Step 1: potentials that separate.
