@@ -23,7 +23,7 @@ PROBS = {"w": jnp.linspace(0.1, 0.9, 8)}
 LOGITS = {"w": jnp.linspace(-1.0, 1.0, 8)}
 DRAWN = {"w": PROBS["w"] > 0.5}
 MATRIX = {"w": KERNEL}
-PATTERNS = {"w": jnp.zeros((6, 1, 2, 4))}
+PATTERNS = {"w": jnp.zeros((6, 2, 4))}
 NAN = {"w": KERNEL.at[0, 0].set(jnp.nan)}
 SCHEDULE = optax.constant_schedule(0.5)
 
@@ -306,7 +306,7 @@ PATTERN = {
     "pattern_mask, swapped": value(
         lambda: jp.pattern_mask(PATTERNS, MATRIX, 2, 4), "'w'", "divide by 4"),
     "pattern_mask, another pattern": value(
-        lambda: jp.pattern_mask(MATRIX, PATTERNS, 1, 4), "'w'", "(4, 1, 2, 4)", "(6, 1, 2, 4)"),
+        lambda: jp.pattern_mask(MATRIX, PATTERNS, 1, 4), "'w'", "(4, 2, 4)", "(6, 2, 4)"),
     "pattern_mask, other tree": value(
         lambda: jp.pattern_mask(PARAMS, PATTERNS, 2, 4), "the logits", "structure"),
     "pattern_mask, no logits": kind(

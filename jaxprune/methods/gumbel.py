@@ -112,8 +112,8 @@ def inverse_density(mask: chex.ArrayTree) -> chex.ArrayTree:
     """
 
     def of_leaf(keep):
-        kept = jnp.sum(jax.lax.stop_gradient(keep).astype(jnp.float32))
-        return jnp.where(kept > 0, keep.size / jnp.maximum(kept, 1.0), 1.0)
+        kept = masks.nonzeros([jax.lax.stop_gradient(keep)])
+        return jnp.where(kept > 0, float(keep.size) / jnp.maximum(kept, 1.0), 1.0)
 
     checks.tree("the mask", mask)
     return jax.tree.map(of_leaf, mask)

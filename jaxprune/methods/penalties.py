@@ -56,7 +56,7 @@ def hoyer_square(params: chex.ArrayTree, *, normalized: bool = False) -> jax.Arr
     """
 
     def of_leaf(leaf):
-        return _hoyer_square(leaf) / (max(leaf.size, 1) if normalized else 1)
+        return _hoyer_square(leaf) / float(max(leaf.size, 1) if normalized else 1)
 
     return _sum_over(params, of_leaf)
 
@@ -93,7 +93,7 @@ def group_hoyer_square(
     """
 
     def of_groups(leaf, inside):
-        count = groups.count(leaf.shape, inside) if normalized else 1
+        count = float(groups.count(leaf.shape, inside) if normalized else 1)
         return _group_hoyer_square(leaf, inside) / count
 
     return _sum_over_groups(params, axis, of_groups)

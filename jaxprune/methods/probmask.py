@@ -45,9 +45,9 @@ def init_probabilities(
     {'bias': None, 'kernel': Array([[1., 1.]], dtype=float32)}
     """
     checks.fraction("the initial probability", value)
-    return jax.tree.map(
-        lambda keep: jnp.full_like(keep, value, dtype=jnp.float32), masks.prunable(params, where)
-    )
+    # From the mask, since a constant would not lie like the leaf on a mesh.
+    fill = lambda keep: jnp.where(keep, jnp.float32(value), jnp.float32(0))
+    return jax.tree.map(fill, masks.prunable(params, where))
 
 
 class ProjectProbabilitiesState(NamedTuple):
@@ -120,8 +120,8 @@ def _density(sparsity, count) -> jax.typing.ArrayLike:
 def _total_cost(probs, costs) -> jax.typing.ArrayLike:
     if costs is None:
         return float(sum(leaf.size for leaf in jax.tree.leaves(probs)))
-    spent = jax.tree.map(lambda p, c: p.size * jnp.mean(jnp.asarray(c, jnp.float32)), probs, costs)
-    return optax.tree.sum(spent)
+    mean = lambda cost: jnp.mean(jnp.asarray(cost, jnp.float32))
+    return optax.tree.sum(jax.tree.map(lambda p, c: float(p.size) * mean(c), probs, costs))
 
 
 def best_sampled_mask(

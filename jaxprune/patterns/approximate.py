@@ -73,9 +73,9 @@ def entropic(scores: jax.Array, n) -> jax.Array:
 
 def _take(priority: jax.Array, grid: jax.Array, n) -> jax.Array:
     """Takes what finds room, in order of priority, and completes it to n everywhere."""
-    shape, m = grid.shape, grid.shape[0]
-    priority, grid = priority.reshape(m * m, -1), grid.reshape(m, m, -1)
-    index = jnp.arange(m)[:, None]
+    m, batch = grid.shape[0], grid.shape[2:]
+    priority = priority.reshape(m * m, *batch)
+    index = _index(grid)
 
     def take_next(room, position):
         rows, columns = room
@@ -85,17 +85,21 @@ def _take(priority: jax.Array, grid: jax.Array, n) -> jax.Array:
         return (rows - taken(in_row), columns - taken(in_column)), fits
 
     order = jnp.argsort(priority, axis=0, descending=True, stable=True)
-    room = jnp.full((m, grid.shape[2]), n, jnp.int32)
+    room = jnp.full((m, *batch), n, jnp.int32)
     _, fits = jax.lax.scan(take_next, (room, room), order)
-    mask = jnp.zeros(priority.shape, bool)
-    mask = jnp.put_along_axis(mask, order, fits, axis=0, inplace=False)
-    return _complete(mask.reshape(grid.shape), grid, n).reshape(shape)
+    # Back in their places: a sort stays on each device, where scattering would not.
+    _, mask = jax.lax.sort((order, fits), dimension=0, num_keys=1)
+    return _complete(mask.reshape(grid.shape), grid, n)
+
+
+def _index(grid: jax.Array) -> jax.Array:
+    """Of rows or columns, (m, 1, ...)."""
+    return jnp.arange(grid.shape[0]).reshape(-1, *[1] * (grid.ndim - 2))
 
 
 def _complete(mask: jax.Array, grid: jax.Array, n) -> jax.Array:
     """Swaps until every row and column of every tile has n entries."""
-    m = grid.shape[0]
-    index = jnp.arange(m)[:, None]
+    m, index = grid.shape[0], _index(grid)
 
     def short(mask, axis):
         return jnp.sum(mask, axis=axis, dtype=jnp.int32) < n
@@ -110,7 +114,7 @@ def _complete(mask: jax.Array, grid: jax.Array, n) -> jax.Array:
         into_column = column(jnp.where(mask, _NEVER, grid))  # (i', tiles)
         possible = mask & (into_row != _NEVER)[None] & (into_column != _NEVER)[:, None]
         gain = jnp.where(possible, into_row[None] + into_column[:, None] - grid, _NEVER)
-        best = jnp.argmax(gain.reshape(m * m, -1), 0)[None]
+        best = jnp.argmax(gain.reshape(m * m, *gain.shape[2:]), 0)[None]
         taken_row, taken_column = index == best // m, index == best % m
         toggled = (i | taken_row)[:, None] & (j | taken_column)[None]
         toggled &= ~(i[:, None] & j[None]) & jnp.any(short_rows, 0)[None, None]

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxprune.patterns import tiles
 from jaxprune.trees import masks
 
-_MOST_DEVICES = 128  # along one axis
+_LANES, _SUBLANES = 128, (32, 8)  # sides of a TPU's tiles, for masks and for floats
 
 
 def nm_mask(
@@ -100,15 +100,15 @@ def _by_entries(x: jax.Array, n, axis: int, m: int, scores) -> jax.Array:
 def _by_shifts(x: jax.Array, n, axis: int, m: int, scores) -> jax.Array:
     """Compares every entry with its neighbours in place: one kernel and no copy on TPUs.
 
-    Shifts stay inside blocks of some groups, and so on one device where there are more blocks than
-    devices.
+    Shifts stay inside blocks of some groups, and so on one chip.
     """
     if axis < x.ndim - 1:
-        block = _block(x.shape[axis], m, 32)
+        block = _block(x, axis, m)
         return _of_blocks(_split(x, axis, block), n, axis + 1, m, scores).reshape(x.shape)
     # Along the last axis blocks lie together only if the rows are split as well, as a TPU's memory
-    # is tiled: in eight rows of 128.
-    block = _block(x.shape[axis], m, 128)
+    # is tiled: in eight rows of 128. (A shard narrower than that would waste memory.)
+    block = math.lcm(m, _LANES)
+    block = m if x.shape[axis] % block else block
     rows = 8 if block > m and x.ndim > 1 and x.shape[-2] % 8 == 0 else 1
     blocks = _split(x, axis, block)
     blocks = _split(blocks, axis - 1, rows) if rows > 1 else blocks[..., None, :, :]
@@ -116,10 +116,11 @@ def _by_shifts(x: jax.Array, n, axis: int, m: int, scores) -> jax.Array:
     return jnp.swapaxes(kept, -3, -2).reshape(x.shape)
 
 
-def _block(size: int, m: int, tile: int) -> int:
-    """As long as a TPU's tile, which splitting the axis then leaves alone; or one group."""
-    block = math.lcm(m, tile)
-    return block if size % block == 0 and size // block >= _MOST_DEVICES else m
+def _block(x: jax.Array, axis: int, m: int) -> int:
+    """Whole tiles, which splitting the axis leaves alone, if a shard has them; or one group."""
+    size = x.shape[axis]
+    of_shard = size // masks.most_shards(size // m, jax.typeof(x).sharding.mesh)
+    return next((b for b in (math.lcm(m, s) for s in _SUBLANES) if of_shard % b == 0), m)
 
 
 def _of_blocks(blocks: jax.Array, n, axis: int, m: int, scores) -> jax.Array:

@@ -31,6 +31,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune.trees import masks
+
 _ENUMERATED = 4  # up to this m all masks of a tile are tried
 _CHUNK = 2**14  # scores of tiles that are set aside, worked on together
 _CHANGES = (1024, 32, 1)  # the largest score over the largest change that parts ties
@@ -88,14 +90,12 @@ def _solve_between(scores, n):
 @jax.jit
 def potentials(scores: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Potentials (m, ...) of rows and columns that prove an optimal mask to be so."""
-    m = scores.shape[0]
     grid, shift = to_grid(scores)
-    rows, _, _ = _shortest_paths(grid.reshape(m, m, -1), mask.reshape(m, m, -1))
-    rows = rows.reshape(grid.shape[1:])
+    rows, _, _ = _shortest_paths(grid, mask)
     reduced = grid - rows[:, None]
     kept = jnp.min(reduced, 0, where=mask, initial=_FAR)
     columns = jnp.where(jnp.any(mask, 0), kept, jnp.max(reduced, 0))
-    dtype = jnp.promote_types(scores.dtype, jnp.float32)
+    dtype = masks.at_least_float32(scores)
     back = lambda x: jnp.ldexp(x.astype(dtype), -shift[None])
     return back(rows), back(columns)
 
@@ -157,12 +157,12 @@ def rows_with(n: int, m: int) -> list[int]:
 def all_masks(n: int, m: int) -> list[tuple[int, ...]]:
     """All masks of a tile, each a tuple of its rows."""
     columns = [sum(1 << (i * m + j) for i in range(m)) for j in range(m)]
-    masks = []
+    found = []
     for rows in itertools.product(rows_with(n, m), repeat=m):
         bits = sum(row << (m * i) for i, row in enumerate(rows))
         if all((bits & column).bit_count() == n for column in columns):
-            masks.append(rows)
-    return masks
+            found.append(rows)
+    return found
 
 
 # Step 1: potentials that separate.
@@ -251,7 +251,13 @@ def _unravel(positions: jax.Array, shape: tuple[int, ...]) -> list[jax.Array]:
 
 
 def _finish(grid: jax.Array, n, mask: jax.Array, done: jax.Array) -> jax.Array:
-    """Solves the tiles that aren't done, a chunk of them at a time."""
+    """Solves the tiles that aren't done, a chunk of them at a time.
+
+    On a mesh they aren't collected, which would move them, but solved among the others.
+    """
+    if jax.typeof(grid).sharding.mesh.size > 1:
+        cancel = lambda: _cancel(grid, _near(grid, n, mask, done))
+        return jax.lax.cond(jnp.all(done), lambda: mask, cancel)
     tiles = math.prod(done.shape)
     chunk = min(max(_CHUNK // grid.shape[0] ** 2, 1), tiles)
     order = jnp.nonzero(~done.reshape(-1), size=-(-tiles // chunk) * chunk, fill_value=tiles)[0]
@@ -262,21 +268,25 @@ def _finish(grid: jax.Array, n, mask: jax.Array, done: jax.Array) -> jax.Array:
         places = _unravel(jax.lax.dynamic_slice(order, [start], [chunk]), done.shape)
         few = grid.at[:, :, *places].get(mode="fill", fill_value=0)
         absent = done.at[*places].get(mode="fill", fill_value=True)
-        solved = _cancel(few, _near(few, n, absent))
+        solved = _cancel(few, _near(few, n, jnp.zeros(few.shape, bool), absent))
         return start + chunk, mask.at[:, :, *places].set(solved, mode="drop")
 
     return jax.lax.while_loop(lambda state: state[0] < pending, solve_chunk, (0, mask))[1]
 
 
-def _near(grid: jax.Array, n, done: jax.Array) -> jax.Array:
-    """Masks near the best: the best of slightly changed scores; where that fails, of others."""
+def _near(grid: jax.Array, n, mask: jax.Array, done: jax.Array) -> jax.Array:
+    """Masks near the best: the best of slightly changed scores; where that fails, of others.
+
+    Tiles that are done from the start keep their mask.
+    """
     m = grid.shape[0]
     largest = jnp.max(jnp.abs(grid), axis=(0, 1))
     # Distinct for each place, and no sum of one number a row and one a column, which would part no
     # ties; frozen by NumPy for this generator.
     distinct = np.random.RandomState(0).permutation(m * m).reshape(m, m)
-    distinct = jnp.asarray(distinct, jnp.int32)[..., None]
-    circulant = (np.arange(m)[:, None] + np.arange(m)) % m < n
+    of_tiles = lambda x: x.reshape(m, m, *[1] * done.ndim)
+    distinct = of_tiles(jnp.asarray(distinct, jnp.int32))
+    circulant = of_tiles((np.arange(m)[:, None] + np.arange(m)) % m < n)
 
     def change_more(state, part):
         mask, done = state
@@ -284,7 +294,7 @@ def _near(grid: jax.Array, n, done: jax.Array) -> jax.Array:
         separated, found = _separate(grid + distinct * step[None, None], n, 2 * m, done)
         return (jnp.where((found & ~done)[None, None], separated, mask), done | found), None
 
-    start = jnp.broadcast_to(circulant[..., None], grid.shape)
+    start = jnp.where(done[None, None], mask, circulant)
     (mask, _), _ = jax.lax.scan(change_more, (start, done), jnp.asarray(_CHANGES, jnp.int32))
     return mask
 

@@ -13,10 +13,10 @@ _LARGEST = 32
 
 
 def as_matrices(path: str, leaf: jax.Array) -> jax.Array:
-    """The leaf as (matrices, inputs, outputs)."""
+    """The leaf as (..., inputs, outputs); axes before these stay, since they may be sharded."""
     inputs, outputs = (groups.side(name, path, leaf.shape) for name in ("inputs", "outputs"))
     sizes = [math.prod(leaf.shape[axis] for axis in side) for side in (inputs, outputs)]
-    return leaf.reshape(-1, *sizes)
+    return leaf.reshape(*leaf.shape[: inputs[0]], *sizes)
 
 
 def axes_of(axis: str | int, path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -50,26 +50,30 @@ def check(name: str, scores: chex.ArrayTree, n, m: int) -> None:
     selection.check_no_nan(scores)
 
 
-def whole_tiles(matrices: jax.Array, m: int) -> jax.Array:
-    """(m, m, matrices, inputs // m, outputs // m)."""
-    count, inputs, outputs = matrices.shape
-    rows, columns = inputs // m, outputs // m
-    whole = matrices[:, : rows * m, : columns * m].reshape(count, rows, m, columns, m)
-    return whole.transpose(2, 4, 0, 1, 3)
+def whole(matrices: jax.Array, m: int) -> jax.Array:
+    """The matrices without the rows and columns that are left over."""
+    inputs, outputs = matrices.shape[-2:]
+    return matrices[..., : inputs - inputs % m, : outputs - outputs % m]
 
 
-def place_tiles(matrices: jax.Array, tiles: jax.Array) -> jax.Array:
-    """Puts them back."""
-    m, _, count, rows, columns = tiles.shape
-    whole = tiles.transpose(2, 3, 0, 4, 1).reshape(count, rows * m, columns * m)
-    return matrices.at[:, : rows * m, : columns * m].set(whole)
+def to_tiles(matrices: jax.Array, m: int) -> jax.Array:
+    """(m, m, ..., inputs / m, outputs / m)."""
+    *lead, inputs, outputs = matrices.shape
+    split = matrices.reshape(*lead, inputs // m, m, outputs // m, m)
+    return jnp.moveaxis(split, (-3, -1), (0, 1))
+
+
+def to_matrices(tiles: jax.Array) -> jax.Array:
+    """(..., inputs, outputs)."""
+    m, _, *lead, rows, columns = tiles.shape
+    return jnp.moveaxis(tiles, (0, 1), (-3, -1)).reshape(*lead, rows * m, columns * m)
 
 
 def _edges(matrices: jax.Array, m: int) -> list[jax.Array]:
     """What is left over: rows below the whole tiles, with the corner, and columns beside them."""
-    _, inputs, outputs = matrices.shape
+    inputs, outputs = matrices.shape[-2:]
     rows, columns = inputs - inputs % m, outputs - outputs % m
-    return [matrices[:, rows:], matrices[:, :rows, columns:]]
+    return [matrices[..., rows:, :], matrices[..., :rows, columns:]]
 
 
 def edge_tiles(matrices: jax.Array, m: int) -> jax.Array:
@@ -78,21 +82,20 @@ def edge_tiles(matrices: jax.Array, m: int) -> jax.Array:
     for edge in _edges(matrices, m):
         edge = edge.astype(masks.at_least_float32(edge))
         edge = jnp.where(jnp.isnan(edge), -jnp.inf, edge)
-        missing = [(0, -size % m) for size in edge.shape[1:]]
-        padded = jnp.pad(edge, [(0, 0), *missing], constant_values=jnp.nan)
-        tiles.append(whole_tiles(padded, m).reshape(m, m, -1))
+        missing = [(0, 0)] * (edge.ndim - 2) + [(0, -size % m) for size in edge.shape[-2:]]
+        padded = jnp.pad(edge, missing, constant_values=jnp.nan)
+        tiles.append(to_tiles(padded, m).reshape(m, m, -1))
     return jnp.concatenate(tiles, axis=2)
 
 
 def place_edges(matrices: jax.Array, tiles: jax.Array, m: int) -> jax.Array:
-    """Puts them back."""
-    count, inputs, outputs = matrices.shape
+    """Puts them back, beside the whole tiles of (..., inputs, outputs)."""
+    *lead, inputs, outputs = matrices.shape
     rows, columns = inputs - inputs % m, outputs - outputs % m
     for edge, at in zip(_edges(matrices, m), ((rows, 0), (0, columns)), strict=True):
-        height, width = edge.shape[1:]
-        shape = (count, -(-height // m), -(-width // m))
+        height, width = edge.shape[-2:]
+        shape = (*lead, -(-height // m), -(-width // m))
         own, tiles = jnp.split(tiles, [math.prod(shape)], axis=2)
-        padded = jnp.zeros((count, shape[1] * m, shape[2] * m), bool)
-        whole = place_tiles(padded, own.reshape(m, m, *shape))[:, :height, :width]
-        matrices = jax.lax.dynamic_update_slice(matrices, whole, (0, *at))
+        part = to_matrices(own.reshape(m, m, *shape))[..., :height, :width]
+        matrices = jax.lax.dynamic_update_slice(matrices, part, (*[0] * len(lead), *at))
     return matrices

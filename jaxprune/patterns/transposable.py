@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.patterns import approximate, groups, solver
+from jaxprune.patterns import approximate, groups, pieces, solver
 from jaxprune.patterns import tiles as tiling
 from jaxprune.trees import masks
 
@@ -80,31 +80,57 @@ def _transposable_tree(scores, solve, n, m):
     paths_and_leaves, structure = jax.tree_util.tree_flatten_with_path(scores)
     leaves = [leaf for _, leaf in paths_and_leaves]
     matrices = [tiling.as_matrices(masks.path_name(path), leaf) for path, leaf in paths_and_leaves]
-    kept = [jnp.zeros(matrix.shape, bool) for matrix in matrices]
-
-    # What is solved together is compiled once. On a mesh that is leaves of one shape, which moves
-    # nothing; elsewhere small leaves of all shapes, and large ones by shape, which saves memory.
-    on_mesh = any(not jax.typeof(leaf).sharding.mesh.empty for leaf in leaves)
-    together = collections.defaultdict(list)
-    for i, matrix in enumerate(matrices):
-        pooled = not on_mesh and matrix.size <= _POOLED
-        together[None if pooled else matrix.shape, matrix.dtype].append(i)
-    for (shape, _), members in together.items():
-        tiles = [tiling.whole_tiles(matrices[i], m) for i in members]
-        joined = [tile.reshape(m, m, -1) for tile in tiles] if shape is None else tiles
-        joint = jnp.concatenate(joined, axis=2)
-        mask = solve(joint) if joint.size else jnp.zeros(joint.shape, bool)
-        ends = np.cumsum([each.shape[2] for each in joined])[:-1]
-        for i, tile, part in zip(members, tiles, jnp.split(mask, ends, axis=2), strict=True):
-            kept[i] = tiling.place_tiles(kept[i], part.reshape(tile.shape))
-
+    kept = _of_whole_tiles([tiling.whole(matrix, m) for matrix in matrices], solve, m)
     edges = [tiling.edge_tiles(matrix, m) for matrix in matrices]
     if any(edge.size for edge in edges):
         mask = _at_most(solve, jnp.concatenate(edges, axis=2))
         ends = np.cumsum([edge.shape[2] for edge in edges])[:-1]
-        pieces = jnp.split(mask, ends, axis=2)
-        kept = [tiling.place_edges(*pair, m) for pair in zip(kept, pieces, strict=True)]
+        own = jnp.split(mask, ends, axis=2)
+        kept = [
+            tiling.place_edges(_grown(keep, matrix.shape), edge, m)
+            for keep, matrix, edge in zip(kept, matrices, own, strict=True)
+        ]
     return structure.unflatten(k.reshape(leaf.shape) for k, leaf in zip(kept, leaves, strict=True))
+
+
+def _grown(kept: jax.Array, shape) -> jax.Array:
+    missing = [(0, size - own) for own, size in zip(kept.shape, shape, strict=True)]
+    return jnp.pad(kept, missing)
+
+
+def _of_whole_tiles(matrices: list[jax.Array], solve, m: int) -> list[jax.Array]:
+    """Masks (..., inputs, outputs) of matrices whose sides divide by m."""
+    kept = [jnp.zeros(matrix.shape, bool) for matrix in matrices]
+    # What is solved together is compiled once: on one device small leaves of all shapes, else
+    # leaves of one shape, piece by piece.
+    together = collections.defaultdict(list)
+    for i, matrix in enumerate(matrices):
+        pooled = jax.typeof(matrix).sharding.mesh.empty and matrix.size <= _POOLED
+        if matrix.size:
+            together[None if pooled else matrix.shape, matrix.dtype].append(i)
+    for (shape, _), members in together.items():
+        own = [matrices[i] for i in members]
+        masks_of_own = _pooled(own, solve, m) if shape is None else _by_pieces(own, solve, m)
+        for i, mask in zip(members, masks_of_own, strict=True):
+            kept[i] = mask
+    return kept
+
+
+def _pooled(matrices: list[jax.Array], solve, m: int) -> list[jax.Array]:
+    tiles = [tiling.to_tiles(matrix, m) for matrix in matrices]
+    joined = [tile.reshape(m, m, -1) for tile in tiles]
+    ends = np.cumsum([each.shape[2] for each in joined])[:-1]
+    parts = jnp.split(solve(jnp.concatenate(joined, axis=2)), ends, axis=2)
+    return [
+        tiling.to_matrices(part.reshape(tile.shape))
+        for tile, part in zip(tiles, parts, strict=True)
+    ]
+
+
+def _by_pieces(matrices: list[jax.Array], solve, m: int) -> list[jax.Array]:
+    of_piece = lambda piece: (tiling.to_matrices(solve(tiling.to_tiles(piece, m))),)
+    masks_only = pieces.map_pieces(of_piece, [(matrix,) for matrix in matrices], m)
+    return [mask for (mask,) in masks_only]
 
 
 def transposable_potentials(
@@ -151,18 +177,18 @@ def transposable_potentials(
     def of_leaf(path, leaf, kept):
         name = masks.path_name(path)
         matrices = tiling.as_matrices(name, leaf)
-        inputs, outputs = matrices.shape[1:]
+        inputs, outputs = matrices.shape[-2:]
         if inputs % m or outputs % m:
             raise ValueError(
                 f"tiles of side {m} must fill the matrices, but leaf '{name}' has {inputs} inputs "
                 f"and {outputs} outputs"
             )
-        pair = (tiling.whole_tiles(x, m) for x in (matrices, tiling.as_matrices(name, kept)))
-        rows, columns = solver.potentials(*pair)  # (m, matrices, inputs // m, outputs // m)
+        pair = matrices, tiling.as_matrices(name, kept)
+        rows, columns = pieces.map_pieces(functools.partial(_potentials, m=m), [pair], m)[0]
         batch = leaf.shape[: groups.side("inputs", name, leaf.shape)[0]]
         return (
-            rows.transpose(1, 2, 0, 3).reshape(*batch, inputs, outputs // m),
-            columns.transpose(1, 2, 3, 0).reshape(*batch, inputs // m, outputs),
+            rows.reshape(*batch, inputs, outputs // m),
+            columns.reshape(*batch, inputs // m, outputs),
         )
 
     both = jax.tree_util.tree_map_with_path(of_leaf, scores, masks.fit_mask(scores, mask))
@@ -171,7 +197,18 @@ def transposable_potentials(
     return rows, columns
 
 
-# Tiles: (m, m, ...), the batch last, as `transposable` wants them.
+def _potentials(matrices: jax.Array, kept: jax.Array, m: int) -> tuple[jax.Array, jax.Array]:
+    """Of rows, (..., inputs, outputs / m), and columns, (..., inputs / m, outputs)."""
+    tiles = (tiling.to_tiles(x, m) for x in (matrices, kept))
+    rows, columns = solver.potentials(*tiles)  # (m, ..., inputs / m, outputs / m)
+    *batch, height, width = rows.shape[1:]
+    return (
+        jnp.moveaxis(rows, 0, -2).reshape(*batch, height * m, width),
+        jnp.moveaxis(columns, 0, -1).reshape(*batch, height, width * m),
+    )
+
+
+# Tiles: (m, m, ...), the batch last, as `solver` wants them.
 
 
 def _at_most(solve, tiles: jax.Array) -> jax.Array:

@@ -5,6 +5,8 @@ A mask has the structure of the parameters, with a boolean array where a leaf ca
 `jax.tree.map(f, params, mask)` then hands `None` to `f` where a leaf stays dense.
 """
 
+import itertools
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -74,7 +76,8 @@ def prunable(params: chex.ArrayTree, where: Where | None = None) -> chex.ArrayTr
 
     def keep_all(path, leaf):
         if is_floating(leaf) and chosen(path, leaf):
-            return jnp.ones_like(leaf, dtype=bool)
+            # Of a constant XLA would not know that it is to lie like the leaf on a mesh.
+            return (leaf == leaf) | (leaf != leaf)
         return None
 
     mask = jax.tree_util.tree_map_with_path(keep_all, params)
@@ -323,6 +326,18 @@ def sharded_alike(function: Callable[..., chex.ArrayTree], tree: chex.ArrayTree)
     return function
 
 
+def most_shards(size: int, mesh) -> int:
+    """A multiple of every number of shards that so many entries of an axis can lie in, evenly.
+
+    On a mesh with Auto axes nobody knows, while a function is traced, how an array lies. But an
+    axis split into this number of parts and the rest is then sharded along the parts alone:
+    whatever is done inside the parts moves nothing.
+    """
+    sizes = mesh.axis_sizes
+    together = (c for count in range(len(sizes) + 1) for c in itertools.combinations(sizes, count))
+    return math.lcm(*(shards for shards in map(math.prod, together) if size % shards == 0))
+
+
 def sparsity(tree: chex.ArrayTree) -> jax.Array:
     """The fraction of zeros among prunable weights.
 
@@ -346,6 +361,12 @@ def sparsity(tree: chex.ArrayTree) -> jax.Array:
         chosen = jax.tree.map(lambda x, keep: None if keep is None else x, tree, prunable(tree))
         leaves = jax.tree.leaves(chosen)
     return _zero_fraction(leaves)
+
+
+@wide.counts_in_64_bits
+def nonzeros(leaves: list[jax.Array]) -> jax.Array:
+    """The number of non-zero entries, as a float32 scalar of the exact count."""
+    return _nonzero_total(leaves).astype(jnp.float32)
 
 
 @wide.counts_in_64_bits

@@ -62,7 +62,7 @@ def test_patterns_are_drawn_with_their_probabilities(transposable, classes):
     params = jnp.zeros((4, 4))
     groups = 1 if transposable else 4
     one = jnp.zeros(classes).at[0].set(2.0).at[classes - 1].set(1.0)
-    logits = jnp.broadcast_to(one.reshape(classes, 1, 1, 1), (classes, 1, 1, groups))
+    logits = jnp.broadcast_to(one.reshape(classes, 1, 1), (classes, 1, groups))
     keys = jax.random.split(jax.random.key(0), 20_000)
     draw = lambda key: jp.gumbel_pattern_mask(key, params, logits, 2, 4, transposable=transposable)
     mean = jax.jit(lambda keys: jnp.mean(jax.vmap(draw)(keys), 0))(keys)
@@ -116,7 +116,7 @@ def _gain(c, logits, params, weights, transposable):
     only = jnp.zeros_like(logits).at[c].set(1.0)
     kept = jnp.where(jp.pattern_mask(params, only, 2, 4, transposable=transposable), weights, 0)
     groups = np.asarray(kept, np.float64).reshape(2, 4, *((2, 4) if transposable else (8,)))
-    return groups.sum((1, 3) if transposable else 1)[None]
+    return groups.sum((1, 3) if transposable else 1)
 
 
 @pytest.mark.parametrize("transposable", [False, True])
@@ -163,11 +163,11 @@ def test_errors():
         jp.init_pattern_logits(ones, 5, 4)
     params = {"w": jnp.ones((8, 8))}
     logits = jp.init_pattern_logits(params, 2, 4)
-    with pytest.raises(ValueError, match=r"logits of leaf 'w' must have shape \(90, 1, 2, 2\)"):
+    with pytest.raises(ValueError, match=r"logits of leaf 'w' must have shape \(90, 2, 2\)"):
         jp.pattern_mask(params, logits, 2, 4, transposable=True)
     with pytest.raises(ValueError, match="the logits must have the structure of the parameters"):
         jp.pattern_mask(params, logits | {"b": jnp.ones(8)}, 2, 4)
     with pytest.raises(ValueError, match="temperature must be positive, got 0"):
         jp.gumbel_pattern_mask(jax.random.key(0), params, logits, 2, 4, temperature=0)
-    with pytest.raises(ValueError, match=r"must have shape \(4, 1, 2, 8\), got \(6, 1, 2, 8\)"):
+    with pytest.raises(ValueError, match=r"must have shape \(4, 2, 8\), got \(6, 2, 8\)"):
         jp.gumbel_pattern_mask(jax.random.key(0), params, logits, 1, 4)

@@ -17,8 +17,7 @@ def abs_or_least(x):
 @pytest.mark.parametrize("shape", [(24,), (48, 10), (3, 16, 24), (2, 3, 24, 48)])
 @pytest.mark.parametrize(("n", "m"), [(1, 2), (2, 4), (3, 8), (1, 1)])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_shifts_and_entries_agree(monkeypatch, shape, n, m, dtype):
-    monkeypatch.setattr(nm, "_MOST_DEVICES", 1)  # so that small axes have long blocks, too
+def test_shifts_and_entries_agree(shape, n, m, dtype):
     scores = jnp.round(2 * jax.random.normal(jax.random.key(0), shape)).astype(dtype)  # with ties
     scores = scores.at[(1,) * len(shape)].set(jnp.nan).at[(0,) * len(shape)].set(-jnp.inf)
     for axis in range(len(shape)):
@@ -33,9 +32,7 @@ def test_shifts_and_entries_agree(monkeypatch, shape, n, m, dtype):
 @pytest.mark.parametrize(
     ("shape", "axis"), [((1024, 3), 0), ((16, 512), 1), ((3, 512), 1), ((512,), 0)]
 )
-def test_long_blocks(monkeypatch, shape, axis):
-    monkeypatch.setattr(nm, "_MOST_DEVICES", 4)
-    assert nm._block(shape[axis], 4, 128) == 128
+def test_long_blocks(shape, axis):
     scores = jnp.round(3 * jax.random.normal(jax.random.key(1), shape))
     np.testing.assert_array_equal(
         nm._by_shifts(scores, 2, axis, 4, abs_or_least),

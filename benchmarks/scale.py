@@ -1,0 +1,208 @@
+"""What the compiler for 512 TPU chips makes of every function and link, at 10^12 weights.
+
+    python -m benchmarks.scale                   # everything, into benchmarks/results/
+    python -m benchmarks.scale top_k "step, "    # only cases with one of these in their names
+
+libtpu compiles ahead of time for chips that it only has described, so this takes `jax[tpu]` and no
+TPU. Each case is compiled in a process of its own. Rows are kept in `--rows` as they come, where an
+interrupted run goes on: remove the file when the code has changed.
+"""
+
+import argparse
+import concurrent.futures
+import importlib.metadata
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import Mesh
+
+from benchmarks import compiled, scale_cases
+
+TOPOLOGY, MESH = "v5p:8x8x8", (32, 16)
+TENTH, SMALL = 0.1, 2**16
+RESULTS = Path(__file__).parent / "results" / "scale-512-chips.md"
+TIMEOUT = 900  # seconds
+
+HEAD = """\
+# 512 chips, 10^12 weights
+
+What the TPU compiler makes of each function and link: {jax}, ahead of time for {topology}, mesh
+{mesh} (data, model); by `python -m benchmarks.scale`. Variants differ from `base` (bfloat16, leaves
+stacked over layers and sharded on two axes, Auto mesh axes, no output shardings) in what they are
+called; `opposite` is float32 on Explicit axes, sharded on the stacked and the last axis, with
+output shardings; `no axis` are leaves of 67 million weights on every chip.
+
+- **temporary**: memory a chip beside arguments and results, as a fraction of the tree's share on a
+  chip; of a training step (`step, ...`) beyond what the same step with Adam alone takes.
+- **array**: the largest in memory on a chip, in entries, relative to the largest shard of a leaf.
+- **collective**: the largest, in bytes on a chip.
+
+Bounds: temporary {tenth} (transposable masks: 1), array 1, collective {small} bytes.
+{passed} of {rows} rows hold them.
+
+| case | variant | temporary, MB | of the share | array | collective | compile s | holds |
+|---|---|---|---|---|---|---|---|
+"""
+FOOT = """
+Not in the table: `count`, `layers`, `table` (they run what `sparsity` of a mask runs, and give
+Python numbers); `best_sampled_mask` (`bernoulli_mask`, then the user's score); `problems`,
+`cubic_sparsity`, `annealed_temperature`, `mask_count`, `smallest_n` (no arrays of a leaf's size);
+`pack_24`, `unpack_24` and `reconstruct` (one kernel at a time; the last runs the user's model).
+"""
+
+
+def compile_case(case: str, variant: str) -> dict:
+    """A row: what the compiler made of one case, in this process."""
+    v = scale_cases.VARIANTS[variant]
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGY).devices
+    mesh = Mesh(np.array(devices).reshape(MESH), scale_cases.AXES, (v.axis_type,) * 2)
+    setting = scale_cases.Setting(v, mesh)
+    function, arguments = scale_cases.CASES[case](setting)
+    is_step = case.startswith("step")
+    options: dict = {"donate_argnums": (0, 1)} if is_step else {}
+    if v.out_shardings:
+        results = setting.placed(jax.eval_shape(function, *arguments))
+        options["out_shardings"] = jax.tree.map(lambda x: x.sharding, results)
+    start = time.perf_counter()
+    program = jax.jit(function, **options).lower(*arguments).compile()
+    seconds = time.perf_counter() - start
+    held = compiled.read(program)
+    tree = arguments[0] if is_step else max(arguments, key=_bytes)
+    logits = setting.logits("transposable" in case) if "init_pattern" in case else None
+    return {
+        "case": case,
+        "variant": variant,
+        "temporary": held.temporary,
+        "share": _bytes(tree),
+        "array": held.largest_array / max(map(_entries, jax.tree.leaves((arguments, logits)))),
+        "moved": list(held.moved or ("", 0)),
+        "seconds": round(seconds, 1),
+    }
+
+
+def _entries(leaf) -> int:
+    """On a chip."""
+    return math.prod(leaf.sharding.shard_shape(leaf.shape))
+
+
+def _bytes(tree) -> int:
+    return sum(_entries(leaf) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def in_own_process(case: str, variant: str) -> dict:
+    """The same row, or one with an error, from a process whose memory ends with it."""
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        # There is no TPU host to ask about, and no TPU that two processes could want.
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",
+    }
+    command = [sys.executable, "-m", "benchmarks.scale", "--compile", case, variant]
+    row = {"case": case, "variant": variant}
+    try:
+        process = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=TIMEOUT
+        )
+    except subprocess.TimeoutExpired:
+        return row | {"error": f"not compiled in {TIMEOUT} s"}
+    if process.returncode == 0:
+        return json.loads(process.stdout.splitlines()[-1])
+    errors = [line for line in process.stderr.splitlines() if "Error" in line or "hbm" in line]
+    return row | {"error": " ".join(errors[:2])[:200]}
+
+
+def judged(rows: list[dict]) -> list[dict]:
+    """Rows with the part of the share that is temporary, and whether the bounds hold."""
+    alone = {
+        row["variant"]: row["temporary"] / row["share"]
+        for row in rows
+        if row["case"] == "step, no link" and "error" not in row
+    }
+    return [row if "error" in row else row | _verdict(row, alone) for row in rows]
+
+
+def _verdict(row: dict, alone: dict) -> dict:
+    part = row["temporary"] / row["share"]
+    if row["case"].startswith("step"):
+        part -= alone.get(row["variant"], 0.0)
+    bound = 1.0 if "transposable_" in row["case"] else TENTH
+    holds = part <= bound and row["array"] <= 1 and row["moved"][1] <= SMALL
+    return {"part": part, "holds": holds}
+
+
+def table(rows: list[dict]) -> str:
+    """The page of results."""
+    rows = judged(rows)
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "libtpu"))
+    head = HEAD.format(
+        jax=versions,
+        topology=TOPOLOGY,
+        mesh="x".join(map(str, MESH)),
+        tenth=TENTH,
+        small=f"{SMALL:,}",
+        passed=sum(row.get("holds", False) for row in rows),
+        rows=len(rows),
+    )
+    return head + "\n".join(map(_line, rows)) + "\n" + FOOT
+
+
+def _line(row: dict) -> str:
+    start = f"| {row['case']} | {row['variant']} |"
+    if "error" in row:
+        return f"{start} | | | {row['error'].replace('|', '/')} | | no |"
+    name, size = row["moved"]
+    moved = f"{name} {size:,}" if name else "none"
+    return (
+        f"{start} {row['temporary'] / 1e6:,.1f} | {row['part']:.4f} | {row['array']:.3g} "
+        f"| {moved} | {row['seconds']} | {'yes' if row['holds'] else '**no**'} |"
+    )
+
+
+def plan(names: list[str]) -> list[tuple[str, str]]:
+    """Cases in all their variants: of what others rest on every one, of the others two."""
+    pairs = [
+        (case, variant)
+        for variant in scale_cases.VARIANTS
+        for case in scale_cases.CASES
+        if variant in ("base", "opposite") or case in scale_cases.MECHANISMS
+    ]
+    return [pair for pair in pairs if not names or any(name in pair[0] for name in names)]
+
+
+def main() -> None:
+    """Compiles what has no row yet, and writes the table of all rows."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--compile", nargs=2, metavar=("CASE", "VARIANT"))
+    parser.add_argument("--rows", type=Path, default=Path("dist/scale-512-chips.jsonl"))
+    parser.add_argument("--workers", type=int, default=2)
+    args = parser.parse_args()
+    if args.compile:
+        print(json.dumps(compile_case(*args.compile)))
+        return
+    args.rows.parent.mkdir(exist_ok=True, parents=True)
+    args.rows.touch()
+    rows = list(map(json.loads, args.rows.read_text().splitlines()))
+    done = {(row["case"], row["variant"]) for row in rows}
+    missing = [pair for pair in plan(args.names) if pair not in done]
+    with concurrent.futures.ThreadPoolExecutor(args.workers) as pool, args.rows.open("a") as file:
+        for row in pool.map(lambda pair: in_own_process(*pair), missing):
+            print(json.dumps(row), file=file, flush=True)
+            print(_line(judged([*rows, row])[-1]), flush=True)
+            rows.append(row)
+    order = {pair: i for i, pair in enumerate(plan([]))}
+    rows = [row for row in rows if (row["case"], row["variant"]) in order]
+    RESULTS.write_text(table(sorted(rows, key=lambda row: order[row["case"], row["variant"]])))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""Stacks of matrices worked on piece by piece, where they lie: the memory of a piece, no moves.
+
+A piece has some tile rows of some matrices, all columns of each, from every shard alike. On a mesh
+with Auto axes nobody knows, while a function is traced, where shards end; so the axes are split in
+as many parts as could be shards (`masks.most_shards`), and a piece is the same place of all parts.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from jaxprune.trees import masks
+
+_WHOLE = 2**20  # entries of a piece that isn't made smaller
+_MOST_PIECES = 64  # of a leaf
+
+
+def map_pieces(
+    function: Callable[..., tuple[jax.Array, ...]], leaves: Sequence[tuple[jax.Array, ...]], m: int
+) -> list[tuple[jax.Array, ...]]:
+    """The function of each leaf, where it maps tile rows to tile rows.
+
+    What it does is compiled once for all leaves.
+
+    Args:
+      function: takes and gives arrays (..., tile rows * rows of one, columns); the number of rows
+        and columns of a tile row may differ from array to array.
+      leaves: a tuple of such arrays for each leaf, of the same shapes; of the first array a tile
+        row has m rows.
+      m: the side of a tile.
+    """
+    *lead, rows, _ = leaves[0][0].shape
+    sizes, mesh = [*lead, rows // m], jax.typeof(leaves[0][0]).sharding.mesh
+    parts = [masks.most_shards(size, mesh) for size in sizes]
+    inside = [size // part for size, part in zip(sizes, parts, strict=True)]
+    height = _height(inside, math.prod(leaves[0][0].shape))
+    counts = [len(leaves), *inside[:-1], inside[-1] // height]
+
+    def split(x):
+        """Every axis but the last as (parts, inside)."""
+        pairs = zip(parts, [*x.shape[:-2], x.shape[-2]], strict=True)
+        return x.reshape(*(n for part, size in pairs for n in (part, size // part)), x.shape[-1])
+
+    def starts(index, x):
+        """Where a piece begins in a split array."""
+        tile_rows = x.shape[-2] // inside[-1]
+        within = [*index[:-1], index[-1] * height * tile_rows]
+        return [i for start in within for i in (0, start)] + [0]
+
+    def taken(x, index):
+        size = [n for part in parts for n in (part, 1)] + [x.shape[-1]]
+        size[-2] = height * (x.shape[-2] // inside[-1])
+        piece = jax.lax.dynamic_slice(x, starts(index, x), size)
+        return piece.reshape(*parts[:-1], parts[-1] * size[-2], x.shape[-1])
+
+    def put(x, piece, leaf, index):
+        size = [n for part in parts for n in (part, 1)] + [x.shape[-1]]
+        size[-2] = height * (x.shape[-2] // inside[-1])
+        return jax.lax.dynamic_update_slice(x, piece.reshape(1, *size), [leaf, *starts(index, x)])
+
+    views = [tuple(map(split, arrays)) for arrays in leaves]
+
+    def step(i, results):
+        leaf, *index = _unravel(i, counts)
+        of_leaf = [lambda arrays=arrays: tuple(taken(x, index) for x in arrays) for arrays in views]
+        outputs = function(*jax.lax.switch(leaf, of_leaf))
+        return tuple(put(*pair, leaf, index) for pair in zip(results, outputs, strict=True))
+
+    first = jax.eval_shape(lambda: function(*(taken(x, [0] * len(parts)) for x in views[0])))
+    # A piece's rows are those of `height` tile rows in each part.
+    whole = [(*lead, y.shape[-2] // height * inside[-1], y.shape[-1]) for y in first]
+    empty = [
+        jnp.stack([split(jnp.zeros(shape, y.dtype))] * len(leaves))
+        for shape, y in zip(whole, first, strict=True)
+    ]
+    results = jax.lax.fori_loop(0, math.prod(counts), step, tuple(empty))
+    return [
+        tuple(y[i].reshape(shape) for y, shape in zip(results, whole, strict=True))
+        for i in range(len(leaves))
+    ]
+
+
+def _height(inside: list[int], size: int) -> int:
+    """How many of the tile rows inside a part are worked on together."""
+    pieces = min(_MOST_PIECES, max(size // _WHOLE, 1))
+    rows = inside[-1]
+    wanted = -(-pieces // math.prod(inside[:-1]))
+    return next(height for height in range(rows, 0, -1) if rows % height == 0 and
+                (rows // height >= min(wanted, rows)))  # fmt: skip
+
+
+def _unravel(i: jax.Array, counts: list[int]) -> list[jax.Array]:
+    index = []
+    for count in reversed(counts):
+        i, remainder = i // count, i % count
+        index.append(remainder)
+    return index[::-1]
