@@ -121,6 +121,7 @@ def gumbel_pattern_mask(
     >>> jp.gumbel_pattern_mask(jax.random.key(0), params, logits, 2, 4)["kernel"].sum(0)
     Array([2., 2.], dtype=float32)
     """
+    checks.key(key)
     temperature = sampling.usable_temperature(temperature)
     _check_logits(params, logits, n, m, transposable)
     kind = (n, m, transposable)
@@ -279,10 +280,14 @@ def _gains(kind, worth: jax.Array) -> Callable[[jax.Array], jax.Array]:
     )
 
 
-@functools.cache
 def _table(n: int, m: int, transposable: bool) -> np.ndarray:
     """All patterns, (patterns, entries) of 0 and 1 in float32."""
     tiles.check_pattern(n, m)
+    return _all_patterns(n, m, transposable)
+
+
+@functools.cache
+def _all_patterns(n: int, m: int, transposable: bool) -> np.ndarray:
     count = counting.mask_count(n, m, "transposable") if transposable else math.comb(m, n)
     if count > _MOST:
         raise ValueError(
