@@ -4,15 +4,6 @@ import pytest
 from tests.experiments.runs import DENSE, run_phases
 
 
-@pytest.fixture(scope="package", autouse=True)
-def quick_compilation():
-    """Programs of a few hundred short steps take longer to optimize than to run."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 @pytest.fixture(scope="package")
 def trained(tmp_path_factory):
     """A folder with a run whose first phase is `DENSE`, to reuse, and that run's result."""
