@@ -1,28 +1,16 @@
-"""The parts that an experiment is made of: a file a method, a line here for its phases."""
+"""The parts that an experiment is made of: a file a method, a line here a phase."""
 
-from experiments.phases.adaprune import Recalibrate, Reconstruct
-from experiments.phases.base import Network, OneShot
-from experiments.phases.dense import Dense, FineTune
-from experiments.phases.gumbel import Extract
-from experiments.phases.hoyer import Regularize, Threshold
-from experiments.phases.learned_patterns import LearnPattern
-from experiments.phases.magnitude import PruneMagnitudes
-from experiments.phases.nm import PrunePattern, TrainPattern
-from experiments.phases.probmask import Search
-
-__all__ = [
-    "Dense",
-    "Extract",
-    "FineTune",
-    "LearnPattern",
-    "Network",
-    "OneShot",
-    "PruneMagnitudes",
-    "PrunePattern",
-    "Recalibrate",
-    "Reconstruct",
-    "Regularize",
-    "Search",
-    "Threshold",
-    "TrainPattern",
-]
+from experiments.phases.adaprune import Recalibrate as Recalibrate
+from experiments.phases.adaprune import Reconstruct as Reconstruct
+from experiments.phases.base import Network as Network
+from experiments.phases.base import OneShot as OneShot
+from experiments.phases.dense import Dense as Dense
+from experiments.phases.dense import FineTune as FineTune
+from experiments.phases.gumbel import Extract as Extract
+from experiments.phases.hoyer import Regularize as Regularize
+from experiments.phases.hoyer import Threshold as Threshold
+from experiments.phases.learned_patterns import LearnPattern as LearnPattern
+from experiments.phases.magnitude import PruneMagnitudes as PruneMagnitudes
+from experiments.phases.nm import PrunePattern as PrunePattern
+from experiments.phases.nm import TrainPattern as TrainPattern
+from experiments.phases.probmask import Search as Search

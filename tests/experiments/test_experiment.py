@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import pytest
 
-from experiments import data, run, training
+from experiments import data, run
 from experiments.experiment import CONFIGS, Experiment, config_name
 from experiments.phases import Dense, FineTune, PruneMagnitudes, Regularize, Threshold
 from experiments.usage import UsageError
@@ -70,24 +70,6 @@ def test_command_line_sets_fields_of_phases_and_options_of_the_data_set(config):
 def test_wrong_values_are_refused(changes, message):
     with pytest.raises(UsageError, match=message):
         dataclasses.replace(SMALL, **changes)
-
-
-@pytest.mark.parametrize(("steps", "evaluations"), [(8, 4), (7, 3), (3, 5), (1, 1)])
-def test_the_last_step_is_evaluated_and_distances_add_up(steps, evaluations):
-    marks = training.evaluation_marks(steps, evaluations)
-    assert max(marks) == sum(marks.values()) == steps
-    assert len(marks) == min(steps, evaluations)
-
-
-@pytest.mark.parametrize(("in_call", "stops"), [(1, range(1, 9)), (3, [2, 4, 6, 8])])
-def test_calls_end_where_the_host_has_something_to_do(in_call, stops):
-    experiment = dataclasses.replace(SMALL, steps_per_call=in_call)
-    steps = training.Steps.of(Dense(2, batch=64), 256, experiment)
-    found, step = [], 0
-    while step < steps.total:
-        step = steps.next_stop(step)
-        found.append(step)
-    assert found == [*stops]
 
 
 # configs ----------------------------------------------------------------------------------------
