@@ -12,7 +12,6 @@ import functools
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any
 
 import chex
 import jax
@@ -126,12 +125,16 @@ def gumbel_pattern_mask(
     _check_logits(params, logits, n, m, transposable)
     kind = (n, m, transposable)
 
-    def draw(key, logit):
+    def draw(key, logit, temperature):
         keys = jax.random.split(key, len(logit))
         return _drawn(kind, random_bits, logit.astype(jnp.float32), keys, temperature)
 
-    entries = sampling.map_with_keys(draw, key, logits)
-    return jax.tree.map(_folded, params, entries)
+    def of_tree(key, params, logits, temperature):
+        one = lambda key, logit: draw(key, logit, temperature)
+        return jax.tree.map(_folded, params, sampling.map_with_keys(one, key, logits))
+
+    chosen = jax.tree.map(lambda p, a: None if a is None else p, params, logits)
+    return masks.sharded_alike(of_tree, chosen)(key, chosen, logits, temperature)
 
 
 def pattern_mask(
@@ -162,12 +165,11 @@ def pattern_mask(
     _check_logits(params, logits, n, m, transposable)
 
     def of_leaf(leaf, logit):
-        if logit is None:
-            return None
-        (_, winner), _ = _race(lambda logit: logit.astype(jnp.float32), (logit,))
-        return _folded(leaf, _entries((n, m, transposable), winner) > 0)
+        return _folded(leaf, _entries((n, m, transposable), jnp.argmax(logit, axis=0)) > 0)
 
-    return jax.tree.map(of_leaf, params, logits)
+    chosen = jax.tree.map(lambda p, a: None if a is None else p, params, logits)
+    of_tree = lambda params, logits: jax.tree.map(of_leaf, params, logits)
+    return masks.sharded_alike(of_tree, chosen)(chosen, logits)
 
 
 def _check_logits(params, logits, n, m, transposable) -> None:
@@ -178,7 +180,8 @@ def _check_logits(params, logits, n, m, transposable) -> None:
         if logit is None:
             return
         name = masks.path_name(path)
-        groups = jax.eval_shape(lambda x: _unfolded(name, x, m, transposable), leaf).shape[1:]
+        unfolded = lambda x: _unfolded(name, x, m, transposable)
+        groups = jax.eval_shape(unfolded, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)).shape[1:]
         if logit.shape != (count, *groups):
             raise ValueError(
                 f"logits of leaf '{name}' must have shape {(count, *groups)}, got {logit.shape}: "
@@ -192,35 +195,27 @@ def _check_logits(params, logits, n, m, transposable) -> None:
 # and nothing of the size of the logits is made but what the gradient needs.
 
 
-def _race(noisy: Callable[..., jax.Array], of_classes) -> tuple[tuple[jax.Array, jax.Array], Any]:
-    """The largest of each group's noisy logits and its class, the first of equal ones; and all."""
-
-    def run(best, this):
-        number, *of_class = this
-        time = noisy(*of_class)
-        wins = time > best[0]
-        return (jnp.where(wins, time, best[0]), jnp.where(wins, number, best[1])), time
-
-    groups = of_classes[0].shape[1:]
-    start = (jnp.full(groups, -jnp.inf), jnp.zeros(groups, jnp.int32))
-    numbers = jnp.arange(len(of_classes[0]), dtype=jnp.int32)
-    return jax.lax.scan(run, start, (numbers, *of_classes))
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _drawn(kind, random_bits, logits, keys, temperature) -> jax.Array:
     """Entries (rows, entries of a row, groups...) of the pattern that noise chooses, 0 or 1."""
     return _drawn_fwd(kind, random_bits, logits, keys, temperature)[0]
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _drawn_fwd(kind, random_bits, logits, keys, temperature):
-    def noisy(logit, key):
-        return logit - jnp.log(-jnp.log(sampling.open_uniform(logit, key, random_bits)))
+    def run(best, this):
+        number, logit, key = this
+        noisy = logit - jnp.log(-jnp.log(sampling.open_uniform(logit, key, random_bits)))
+        wins = noisy > best[0]
+        return (jnp.where(wins, noisy, best[0]), jnp.where(wins, number, best[1])), noisy
 
-    (largest, winner), all_noisy = _race(noisy, (logits, keys))
+    groups, numbers = logits.shape[1:], jnp.arange(len(logits), dtype=jnp.int32)
+    start = (jnp.full(groups, -jnp.inf), jnp.zeros(groups, jnp.int32))
+    (largest, winner), all_noisy = jax.lax.scan(run, start, (numbers, logits, keys))
     return _entries(kind, winner), (all_noisy, largest, temperature)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _drawn_bwd(kind, random_bits, residuals, cotangent):
     """y (g - sum y g) / t with the gains g of the patterns, y = softmax(noisy / t).
 
@@ -249,6 +244,7 @@ def _drawn_bwd(kind, random_bits, residuals, cotangent):
 _drawn.defvjp(_drawn_fwd, _drawn_bwd)
 
 
+@functools.cache
 def _rows(kind) -> np.ndarray:
     """(patterns, rows, entries of a row): a row is one input, its entries the outputs of a tile."""
     table = _table(*kind)
@@ -283,11 +279,6 @@ def _gains(kind, worth: jax.Array) -> Callable[[jax.Array], jax.Array]:
 def _table(n: int, m: int, transposable: bool) -> np.ndarray:
     """All patterns, (patterns, entries) of 0 and 1 in float32."""
     tiles.check_pattern(n, m)
-    return _all_patterns(n, m, transposable)
-
-
-@functools.cache
-def _all_patterns(n: int, m: int, transposable: bool) -> np.ndarray:
     count = counting.mask_count(n, m, "transposable") if transposable else math.comb(m, n)
     if count > _MOST:
         raise ValueError(
@@ -321,8 +312,6 @@ def _unfolded(name: str, leaf: jax.Array, m: int, transposable: bool) -> jax.Arr
     return jnp.moveaxis(matrices.reshape(*batch, inputs // m, m, outputs), -2, 0)
 
 
-def _folded(leaf: jax.Array, entries: jax.Array | None) -> jax.Array | None:
+def _folded(leaf: jax.Array, entries: jax.Array) -> jax.Array:
     """From (rows, entries of a row, ..., inputs / m, groups) to the shape of the leaf."""
-    if entries is None:
-        return None
     return jnp.moveaxis(entries, (0, 1), (-3, -1)).reshape(leaf.shape)

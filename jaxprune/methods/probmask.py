@@ -108,7 +108,7 @@ def project_probabilities(
     return optax.GradientTransformation(init_fn, update_fn)
 
 
-def _density(sparsity, count) -> jax.typing.ArrayLike:
+def _density(sparsity, count) -> chex.Numeric:
     """1 - sparsity; 1 where a traced sparsity is none."""
     zeros = sparsity(count) if callable(sparsity) else sparsity
     if isinstance(zeros, numbers.Real):
@@ -117,11 +117,12 @@ def _density(sparsity, count) -> jax.typing.ArrayLike:
     return jnp.where((zeros >= 0) & (zeros <= 1), 1.0 - zeros, 1.0)
 
 
-def _total_cost(probs, costs) -> jax.typing.ArrayLike:
+def _total_cost(probs, costs) -> chex.Numeric:
     if costs is None:
         return float(sum(leaf.size for leaf in jax.tree.leaves(probs)))
     mean = lambda cost: jnp.mean(jnp.asarray(cost, jnp.float32))
-    return optax.tree.sum(jax.tree.map(lambda p, c: float(p.size) * mean(c), probs, costs))
+    spent = jax.tree.map(lambda p, c: float(p.size) * mean(c), probs, costs)
+    return jnp.asarray(optax.tree.sum(spent))
 
 
 def best_sampled_mask(

@@ -335,7 +335,8 @@ def most_shards(size: int, mesh) -> int:
     """
     sizes = mesh.axis_sizes
     together = (c for count in range(len(sizes) + 1) for c in itertools.combinations(sizes, count))
-    return math.lcm(*(shards for shards in map(math.prod, together) if size % shards == 0))
+    shards: list[int] = [math.prod(axes) for axes in together]
+    return math.lcm(*(number for number in shards if size % number == 0))
 
 
 def sparsity(tree: chex.ArrayTree) -> jax.Array:

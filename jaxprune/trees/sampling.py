@@ -6,6 +6,7 @@ distribution, through which gradients reach s; the hard sample is a mask. One dr
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import chex
 import jax
@@ -269,7 +270,7 @@ def bernoulli_mask(
     return map_with_keys(hard, key, probs)
 
 
-def usable_temperature(temperature: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
+def usable_temperature(temperature: Any) -> Any:
     """The temperature; if it is traced, at its least harmful where it isn't positive.
 
     Raises:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType
 
 import jaxprune as jp
 
@@ -144,6 +145,34 @@ def test_the_right_patterns_are_learned(transposable, relaxed_promotion):
     reached = jnp.sum(jnp.where(found, wanted, 0)) / jnp.sum(jnp.where(best, wanted, 0))
     assert reached > 0.97
     check_pattern(found, 2, 4, transposable)
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("transposable", [False, True])
+def test_on_a_mesh_the_masks_and_gradients_of_one_device(axis_type, transposable):
+    params = {"w": normal(32, 32), "b": jnp.ones(3)}
+    logits = jp.init_pattern_logits(params, 2, 4, transposable=transposable, prior=0.5)
+
+    @jax.jit
+    def drawn(logits, params):
+        def total(logits):
+            key = jax.random.key(1)
+            mask = jp.gumbel_pattern_mask(key, params, logits, 2, 4, transposable=transposable)
+            return jnp.sum(mask["w"] * params["w"]), mask["w"]
+
+        gradient, mask = jax.grad(total, has_aux=True)(logits)
+        return mask, jp.pattern_mask(params, logits, 2, 4, transposable=transposable), gradient
+
+    expected = drawn(logits, params)
+    mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(axis_type, axis_type))
+    place = lambda x, *spec: jax.device_put(x, jax.NamedSharding(mesh, jax.P(*spec)))
+    on_mesh = drawn(
+        logits | {"w": place(logits["w"], None, "a", "b")},
+        {"w": place(params["w"], "a", "b"), "b": place(params["b"])},
+    )
+    for found, one in zip(jax.tree.leaves(on_mesh), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(found, one, atol=1e-6)
+    assert on_mesh[0].sharding.spec == jax.P("a", "b")
 
 
 def test_memory_is_what_the_docstring_says():
