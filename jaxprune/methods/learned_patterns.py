@@ -119,6 +119,7 @@ def gumbel_pattern_mask(
     >>> jp.gumbel_pattern_mask(jax.random.key(0), params, logits, 2, 4)["kernel"].sum(0)
     Array([2., 2.], dtype=float32)
     """
+    checks.key(key)
     temperature = sampling.usable_temperature(temperature)
     _check_logits(params, logits, n, m, transposable)
     kind = (n, m, transposable)
