@@ -13,6 +13,7 @@ own, of which at most n (in each row and column) are kept.
 
 import collections
 import functools
+import math
 
 import chex
 import jax
@@ -24,6 +25,7 @@ from jaxprune.patterns import tiles as tiling
 from jaxprune.trees import masks
 
 _POOLED = 2**22  # scores of a leaf that isn't solved by itself
+_CHUNK = 2**20  # scores that are solved together
 _SOLVERS = {
     "exact": solver.solve,
     "greedy": approximate.greedy,
@@ -117,10 +119,20 @@ def _of_whole_tiles(matrices: list[jax.Array], solve, m: int) -> list[jax.Array]
 
 
 def _pooled(matrices: list[jax.Array], solve, m: int) -> list[jax.Array]:
+    """Solves the tiles of all matrices a chunk at a time, so in little more memory than the tiles."""
     tiles = [tiling.to_tiles(matrix, m) for matrix in matrices]
-    joined = [tile.reshape(m, m, -1) for tile in tiles]
-    ends = np.cumsum([each.shape[2] for each in joined])[:-1]
-    parts = jnp.split(solve(jnp.concatenate(joined, axis=2)), ends, axis=2)
+    ends = np.cumsum([math.prod(tile.shape[2:]) for tile in tiles])
+    chunks = -(-int(ends[-1]) * m * m // _CHUNK)
+    size = -(-int(ends[-1]) // chunks)
+    rest = jnp.zeros((m, m, chunks * size - ends[-1]), tiles[0].dtype)
+    joined = jnp.concatenate([*(tile.reshape(m, m, -1) for tile in tiles), rest], axis=2)
+
+    def solve_chunk(i, kept):
+        part = solve(jax.lax.dynamic_slice_in_dim(joined, i * size, size, axis=2))
+        return jax.lax.dynamic_update_slice_in_dim(kept, part, i * size, axis=2)
+
+    kept = jax.lax.fori_loop(0, chunks, solve_chunk, jnp.zeros(joined.shape, bool))
+    parts = jnp.split(kept, ends, axis=2)[:-1]
     return [
         tiling.to_matrices(part.reshape(tile.shape))
         for tile, part in zip(tiles, parts, strict=True)
