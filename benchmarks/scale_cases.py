@@ -111,7 +111,8 @@ class Setting:
 
         def place(kernel, logit):
             spec = [*kernel.sharding.spec, *[None] * kernel.ndim][: kernel.ndim]
-            return self.array(logit.shape, None, *spec)
+            names = [(n,) if isinstance(n, str) else n for n in spec[:-2] if n]
+            return self.array(logit.shape, None, sum(names, ()) or None, *spec[-2:])
 
         return jax.tree.map(place, self.kernels, shapes)
 

@@ -44,9 +44,8 @@ def init_pattern_logits(
       where: which leaves have logits, as for `prunable`.
 
     Returns:
-      A tree like `params` of float32 arrays (patterns, ..., inputs / m, outputs), or
-      (patterns, ..., inputs / m, outputs / m) if transposable, of kernels (..., inputs, outputs);
-      `None` for other leaves.
+      A tree like `params` of float32 arrays (patterns, matrices, inputs / m, outputs), or
+      (patterns, matrices, inputs / m, outputs / m) if transposable; `None` for other leaves.
 
     Raises:
       ValueError: for sides that don't divide by m, n or m out of range, or more than 1,000
@@ -59,9 +58,9 @@ def init_pattern_logits(
     >>> import jaxprune as jp
     >>> params = {"kernel": jnp.ones((8, 4))}
     >>> jp.init_pattern_logits(params, 2, 4)["kernel"].shape
-    (6, 2, 4)
+    (6, 1, 2, 4)
     >>> jp.init_pattern_logits(params, 2, 4, transposable=True)["kernel"].shape
-    (90, 2, 1)
+    (90, 1, 2, 1)
     """
     kept = _table(n, m, transposable)
     checks.number("`prior`", prior, "a number")
@@ -206,7 +205,8 @@ def _exact_product(table: np.ndarray, x: jax.Array) -> jax.Array:
 def _unfolded(name: str, leaf: jax.Array, m: int, transposable: bool) -> jax.Array:
     """(entries of a group, matrices, inputs / m, groups or tiles along the outputs)."""
     matrices = tiles.as_matrices(name, leaf)
-    *batch, inputs, outputs = matrices.shape
+    matrices = matrices.reshape(-1, *matrices.shape[-2:])
+    count, inputs, outputs = matrices.shape
     if inputs % m or (transposable and outputs % m):
         raise ValueError(
             f"sides must divide by {m}, but leaf '{name}' has {inputs} inputs and {outputs} "
@@ -215,11 +215,11 @@ def _unfolded(name: str, leaf: jax.Array, m: int, transposable: bool) -> jax.Arr
     if transposable:
         whole = tiles.to_tiles(matrices, m)
         return whole.reshape(m * m, *whole.shape[2:])
-    return jnp.moveaxis(matrices.reshape(*batch, inputs // m, m, outputs), -2, 0)
+    return jnp.moveaxis(matrices.reshape(count, inputs // m, m, outputs), 2, 0)
 
 
 def _folded(entries: jax.Array, leaf: jax.Array, m: int, transposable: bool) -> jax.Array:
     """Back to the shape of the leaf."""
     if not transposable:
-        return jnp.moveaxis(entries, 0, -2).reshape(leaf.shape)
+        return jnp.moveaxis(entries, 0, 2).reshape(leaf.shape)
     return tiles.to_matrices(entries.reshape(m, m, *entries.shape[1:])).reshape(leaf.shape)
