@@ -122,7 +122,7 @@ def _of_whole_tiles(matrices: list[jax.Array], solve, m: int) -> list[jax.Array]
 
 
 def _pooled(matrices: list[jax.Array], solve, m: int) -> list[jax.Array]:
-    """Solves the tiles of all matrices a chunk at a time, so in little more memory than the tiles."""
+    """Solves all tiles, a chunk of them at a time."""
     tiles = [tiling.to_tiles(matrix, m) for matrix in matrices]
     ends = np.cumsum([math.prod(tile.shape[2:]) for tile in tiles])
     chunks = -(-int(ends[-1]) * m * m // _CHUNK)
