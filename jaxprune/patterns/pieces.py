@@ -5,6 +5,7 @@ with Auto axes nobody knows, while a function is traced, where shards end; so th
 as many parts as could be shards (`masks.most_shards`), and a piece is the same place of all parts.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -49,37 +50,44 @@ def map_pieces(
         within = [*index[:-1], index[-1] * height * tile_rows]
         return [i for start in within for i in (0, start)] + [0]
 
-    def taken(x, index):
+    def piece_size(x):
         size = [n for part in parts for n in (part, 1)] + [x.shape[-1]]
         size[-2] = height * (x.shape[-2] // inside[-1])
+        return size
+
+    def taken(x, index):
+        size = piece_size(x)
         piece = jax.lax.dynamic_slice(x, starts(index, x), size)
         return piece.reshape(*parts[:-1], parts[-1] * size[-2], x.shape[-1])
 
-    def put(x, piece, leaf, index):
-        size = [n for part in parts for n in (part, 1)] + [x.shape[-1]]
-        size[-2] = height * (x.shape[-2] // inside[-1])
-        return jax.lax.dynamic_update_slice(x, piece.reshape(1, *size), [leaf, *starts(index, x)])
+    def put(x, piece, index):
+        view = split(x)  # carried as it is: libtpu can't copy bytes of as many axes as this has
+        size = piece_size(view)
+        view = jax.lax.dynamic_update_slice(view, piece.reshape(size), starts(index, view))
+        return view.reshape(x.shape)
 
     views = [tuple(map(split, arrays)) for arrays in leaves]
 
     def step(i, results):
         leaf, *index = _unravel(i, counts)
-        of_leaf = [lambda arrays=arrays: tuple(taken(x, index) for x in arrays) for arrays in views]
-        outputs = function(*jax.lax.switch(leaf, of_leaf))
-        return tuple(put(*pair, leaf, index) for pair in zip(results, outputs, strict=True))
+        read = [lambda view=view: tuple(taken(x, index) for x in view) for view in views]
+        outputs = function(*jax.lax.switch(leaf, read))
+
+        def write(number):
+            own = tuple(put(*pair, index) for pair in zip(results[number], outputs, strict=True))
+            return [*results[:number], own, *results[number + 1 :]]
+
+        # Branches, so that each leaf has an array of its own, which is updated in place.
+        return jax.lax.switch(leaf, [functools.partial(write, k) for k in range(len(leaves))])
 
     first = jax.eval_shape(lambda: function(*(taken(x, [0] * len(parts)) for x in views[0])))
     # A piece's rows are those of `height` tile rows in each part.
     whole = [(*lead, y.shape[-2] // height * inside[-1], y.shape[-1]) for y in first]
     empty = [
-        jnp.stack([split(jnp.zeros(shape, y.dtype))] * len(leaves))
-        for shape, y in zip(whole, first, strict=True)
+        tuple(jnp.zeros(shape, y.dtype) for shape, y in zip(whole, first, strict=True))
+        for _ in leaves
     ]
-    results = jax.lax.fori_loop(0, math.prod(counts), step, tuple(empty))
-    return [
-        tuple(y[i].reshape(shape) for y, shape in zip(results, whole, strict=True))
-        for i in range(len(leaves))
-    ]
+    return jax.lax.fori_loop(0, math.prod(counts), step, empty)
 
 
 def _height(inside: list[int], size: int) -> int:

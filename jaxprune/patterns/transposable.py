@@ -26,7 +26,6 @@ from jaxprune.trees import masks
 
 _POOLED = 2**22  # scores of a leaf that is solved together with leaves of other shapes
 _CHUNK = 2**20  # how many of theirs at a time
-_ALONE = 2**28  # of one that is solved by itself: masks of leaves that share are stacked
 _SOLVERS = {
     "exact": solver.solve,
     "greedy": approximate.greedy,
@@ -105,17 +104,15 @@ def _of_whole_tiles(matrices: list[jax.Array], solve, m: int) -> list[jax.Array]
     """Masks (..., inputs, outputs) of matrices whose sides divide by m."""
     kept = [jnp.zeros(matrix.shape, bool) for matrix in matrices]
     # What is solved together is compiled once: on one device small leaves of all shapes, else
-    # leaves of one shape, piece by piece. The largest, of which there are few, take less memory by
-    # themselves.
+    # leaves of one shape, piece by piece.
     together = collections.defaultdict(list)
     for i, matrix in enumerate(matrices):
         pooled = jax.typeof(matrix).sharding.mesh.empty and matrix.size <= _POOLED
-        kind = None if pooled else (matrix.shape, i if matrix.size > _ALONE else None)
         if matrix.size:
-            together[kind, matrix.dtype].append(i)
-    for (kind, _), members in together.items():
+            together[None if pooled else matrix.shape, matrix.dtype].append(i)
+    for (shape, _), members in together.items():
         own = [matrices[i] for i in members]
-        masks_of_own = _pooled(own, solve, m) if kind is None else _by_pieces(own, solve, m)
+        masks_of_own = _pooled(own, solve, m) if shape is None else _by_pieces(own, solve, m)
         for i, mask in zip(members, masks_of_own, strict=True):
             kept[i] = mask
     return kept
