@@ -8,9 +8,9 @@ each instruction that runs between two choices of a mask. Of a conditional that 
 moves least; a loop runs as often as the constant in its condition says, or else as often as asked.
 
 XLA's own cost analysis would be shorter. But of a conditional it counts the branch that costs most,
-a loop once, and what lies in the chip's own memory like what lies in HBM (`test_steps_tpu.py` shows
-all three). With a constant predicate the conditional, and any copy made for its sake, would be gone
-from the program: just what is looked for here.
+a loop once, and what lies in the chip's own memory like what lies in HBM. A constant predicate
+doesn't help: with the conditional goes what was written to memory for its sake, which is what is
+looked for here. (tests/test_steps_tpu.py shows all four.)
 """
 
 import functools
@@ -56,10 +56,14 @@ Computation = dict[str, Instruction]
 
 
 class Program:
-    """A compiled program's text; loops that end by what they compute run for so many turns."""
+    """A compiled program's text.
 
-    def __init__(self, text: str, turns: int = 1):
-        self.turns = turns
+    Loops that end by what they compute run for so many `turns`. Of a conditional the `branch` that
+    moves least runs, as between two choices of a mask; or with `max` that which moves most.
+    """
+
+    def __init__(self, text: str, turns: int = 1, branch: Callable = min):
+        self.turns, self.branch = turns, branch
         self.computations: dict[str, Computation] = {}
         for line in text.splitlines():
             if opened := _COMPUTATION.match(line):
@@ -74,14 +78,14 @@ class Program:
         self.all = {k: v for body in self.computations.values() for k, v in body.items()}
 
     def traffic(self, computation: str = "") -> float:
-        """Bytes between HBM and the chip, in one run between two choices."""
+        """Bytes between HBM and the chip in one run."""
         return sum(map(self._moved, self.computations[computation].values()))
 
     def _moved(self, line: Instruction) -> float:
         if line.kind in _FREE or line.kind.endswith("-done") or _ROOM in line.rest:
             return 0.0
         if line.kind == "conditional":
-            return min(map(self.traffic, self._called(line)))
+            return self.branch(map(self.traffic, self._called(line)))
         if line.kind == "while":
             return self._turns(line) * sum(map(self.traffic, self._called(line)))
         if line.kind == "call":
@@ -102,7 +106,7 @@ class Program:
         """Of a loop from zero whose condition does nothing but compare with a constant, that."""
         condition = self.computations[re.search(r"condition=%([\w.-]+)", loop.rest)[1]].values()
         limits = [line.arguments for line in condition if line.kind == "constant"]
-        work = [line.rest for line in condition if line.kind not in _FREE | {"copy"}]
+        work = [line.rest for line in condition if line.kind not in _FREE]
         counted = len(limits) == len(work) == 1 and "direction=LT" in work[0]
         return int(limits[0]) if counted else self.turns
 
@@ -191,12 +195,17 @@ def cases() -> tuple[int, dict[str, tuple[Callable, tuple]]]:
 
 
 def row(function: Callable, arguments, device) -> tuple[float, ...]:
-    """MiB in HBM, of that what a turn more of each open loop moves, of cost analysis, temporary."""
+    """Bytes in HBM; those more for a turn, or in a choosing step; XLA's count; of temporaries."""
     program = compiled(function, arguments, device)
-    once, twice = (Program(program.as_text(), turns).traffic() for turns in (1, 2))
-    counted = program.cost_analysis()["bytes accessed"]
-    held = program.memory_analysis().temp_size_in_bytes
-    return tuple(number / 2**20 for number in (once, twice - once, counted, held))
+    text = program.as_text()
+    moved = Program(text).traffic()
+    return (
+        moved,
+        Program(text, turns=2).traffic() - moved,
+        Program(text, branch=max).traffic() - moved,
+        program.cost_analysis()["bytes accessed"],
+        program.memory_analysis().temp_size_in_bytes,
+    )
 
 
 def main() -> None:
@@ -208,19 +217,18 @@ def main() -> None:
     fixed, *_ = row(*found["keep_mask"], device)
     print(f"jax {jax.__version__}, compiled for {device.device_kind}, one chip\n")
     print(f"### mlp, {size:,} weights, batch {steps.BATCH}\n")
-    print("A turn: what each turn after the first adds, of loops that end by what they compute.\n")
     print(
-        "| MiB | HBM | times *keep_mask* | a turn | cost analysis | temporary |\n"
-        "|---|---|---|---|---|---|"
+        "In MiB. A turn: what each turn after the first adds, of loops that end by what they "
+        "compute.\nA choice: what is added in a step that runs the other branch of its "
+        "conditionals, one turn of such loops.\n\n"
+        "| | HBM | times *keep_mask* | a turn | a choice | cost analysis | temporary |\n"
+        "|---|---|---|---|---|---|---|"
     )
     for name, (function, arguments) in found.items():
         try:
-            moved, *others = row(function, arguments, device)
-            cells = [
-                f"{moved:,.1f}",
-                f"{moved / fixed:.3f}",
-                *(f"{other:,.1f}" for other in others),
-            ]
+            numbers = row(function, arguments, device)
+            moved, *others = [f"{number / 2**20:,.1f}" for number in numbers]
+            cells = [moved, f"{numbers[0] / fixed:.3f}", *others]
         except jax.errors.JaxRuntimeError as error:
             cells = [str(error).split(". ")[0]]
         print(f"| {name} | {' | '.join(cells)} |", flush=True)

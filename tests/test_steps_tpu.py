@@ -85,6 +85,11 @@ def test_counts_a_program_by_hand():
     assert steps_tpu.Program(SMALL).traffic() == expected
 
 
+def test_a_choosing_step_runs_the_other_branch():
+    waits, chooses = (steps_tpu.Program(SMALL, branch=which).traffic() for which in (min, max))
+    assert chooses - waits == 2 * 100 * 256  # a mask is read and written
+
+
 def test_a_loop_that_ends_by_what_it_computes_runs_as_often_as_asked():
     text = SMALL.replace("direction=LT", "direction=NE")
     once, thrice = (steps_tpu.Program(text, turns).traffic() for turns in (1, 3))
@@ -119,6 +124,14 @@ def now_and_then(x, mask, now):
     return jnp.where(mask, x, 0), mask
 
 
+def made_then_chosen(x, mask, now):
+    return now_and_then(jnp.cos(x), mask, now)
+
+
+def never_chosen(x, mask):
+    return made_then_chosen(x, mask, False)
+
+
 def ten_turns(x):
     return jax.lax.fori_loop(0, 10, lambda _, x: jnp.cos(x), x)
 
@@ -146,6 +159,9 @@ KNOWN = {
     "adam": (adam, [LARGE, jax.eval_shape(ADAM.init, LARGE), LARGE], 2, (4 + 3) * FLOATS),
     "matmul": (jnp.matmul, [array(64, SIDE), LARGE], 0, FLOATS + 2 * 64 * SIDE * 4),
     "now and then": (now_and_then, [LARGE, MASK, NOW], 2, 2 * FLOATS + ENTRIES),
+    # The conditional has its operand written to memory; without one nothing is written twice.
+    "made, then chosen": (made_then_chosen, [LARGE, MASK, NOW], 2, 4 * FLOATS + ENTRIES),
+    "made, never chosen": (never_chosen, [LARGE, MASK], 2, 2 * FLOATS + ENTRIES),
     "ten turns": (ten_turns, [LARGE], 1, 10 * 2 * FLOATS),
     "by rows": (by_rows, [LARGE], 1, 2 * FLOATS),
     "on chip": (on_chip, [array(2048, 2048)] * 2, 0, 3 * 4 * 2048**2),
@@ -203,6 +219,9 @@ def test_counts_what_a_compiled_program_must_move(known_programs, name):
 @needs_libtpu
 def test_cost_analysis_counts_otherwise(known_programs):
     """Branches that aren't taken, turns, and the chip's own memory: why it isn't used."""
+    *_, constant = known_programs["made, never chosen"]
+    counted, *_ = known_programs["made, then chosen"]
+    assert constant < 0.6 * counted  # with a constant predicate it isn't the same program
     times = {name: cost / expected for name, (_, expected, cost) in known_programs.items()}
     assert times["adam"] == pytest.approx(1, rel=0.02)
     assert times["now and then"] > 1.5
