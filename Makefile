@@ -41,7 +41,7 @@ test-tpu:
 	$(MAKE) pytest-tpu VENV=$(VENV)-tpu
 
 pytest-tpu: $(VENV)/tpu.stamp
-	$(python) -m pytest -m slow tests/test_tpu_compile.py
+	$(python) -m pytest -m slow tests/test_tpu_compile.py tests/test_steps_tpu.py
 
 lint: $(VENV)/lint.stamp
 	$(VENV)/bin/ruff check

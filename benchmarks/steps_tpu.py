@@ -1,18 +1,22 @@
-"""What a training step of the MLP of 4.2 million weights moves on a TPU v5e, without a TPU.
+"""What a training step of an MLP of 268 million weights moves on a TPU v5e, without a TPU.
 
 python -m benchmarks.steps_tpu > benchmarks/results/steps-tpu-v5e.md
 
 libtpu compiles ahead of time for one chip that it only has described (`make test-tpu` has its
-environment). XLA's own cost analysis counts of a conditional the branch that costs most, and what a
-fusion reads from the chip's own memory like what it reads from HBM. So HBM traffic is counted here
-from the compiled program: the operands and results in HBM of each instruction that runs between two
-choices of a mask. Of a conditional that is the branch that moves least, of a loop the body as often
-as the compiler knows that it runs, or else once.
+environment). HBM traffic is counted from the compiled program: the operands and results in HBM of
+each instruction that runs between two choices of a mask. Of a conditional that is the branch that
+moves least; a loop runs as often as the constant in its condition says, or else as often as asked.
+
+XLA's own cost analysis would be shorter. But of a conditional it counts the branch that costs most,
+a loop once, and what lies in the chip's own memory like what lies in HBM. A constant predicate
+doesn't help: with the conditional goes what was written to memory for its sake, which is what is
+looked for here. (tests/test_steps_tpu.py shows all four.)
 """
 
-import collections
+import functools
 import math
 import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -20,151 +24,214 @@ from jax.experimental import topologies
 
 from benchmarks import steps
 
+WIDTH = 14336  # weights of 1 GB, of which little can stay in the chip's own 128 MiB
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%(\S+) \(.*\{$")
-_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%(\S+) = (.*?) ([a-z][a-z0-9-]*)\((.*)$")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%(\S+) = (.*?) ([a-z][a-z0-9-]*)\(([^)]*)(.*)$")
 _ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\](\{[^}]*\})?")
 _NAME = re.compile(r"%([\w.-]+)")
-_TRIPS = re.compile(r'known_trip_count[^\d]*"?n"?[^\d]*(\d+)')
-_BITS = {"pred": 8, "bf16": 16}
-# These name arrays that lie somewhere already; the second half of a copy is counted with the first.
-_FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "iota"}
+_BITS = {"pred": 8}  # of an entry; others have their bits in their names
+# These name arrays that lie somewhere already, and of custom calls those that make room for some.
+_FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast"}
+_ROOM = 'custom_call_target="AllocateBuffer"'
+
+
+class Array(NamedTuple):
+    """An array of a program, and whether it lies in HBM."""
+
+    bytes: float
+    in_hbm: bool
 
 
 class Instruction(NamedTuple):
     """One line of a compiled program."""
 
-    name: str
-    result: str  # its shapes and layouts
     kind: str
+    arrays: list[Array]  # its result
     arguments: str
+    operands: list[str]
     rest: str
 
-    @property
-    def operands(self) -> list[str]:
-        """Their names."""
-        return _NAME.findall(self.arguments)
+
+Computation = dict[str, Instruction]
 
 
-def parsed(program: str) -> dict[str, list[Instruction]]:
-    """The instructions of each computation; the entry's are under ''."""
-    computations, name = collections.defaultdict(list), ""
-    for line in program.splitlines():
-        if opened := _COMPUTATION.match(line):
-            name = "" if line.startswith("ENTRY") else opened[1]
-        elif found := _INSTRUCTION.match(line):
-            inside, _, rest = found[4].partition(")")
-            computations[name].append(Instruction(found[1], found[2], found[3], inside, rest))
-    return computations
+class Program:
+    """A compiled program's text.
 
+    Loops that end by what they compute run for so many `turns`. Of a conditional the `branch` that
+    moves least runs, as between two choices of a mask; or with `max` that which moves most.
+    """
 
-def traffic(program: str) -> float:
-    """Bytes between HBM and the chip in one run of a compiled program, between two choices."""
-    computations = parsed(program)
+    def __init__(self, text: str, turns: int = 1, branch: Callable = min):
+        self.turns, self.branch = turns, branch
+        self.computations: dict[str, Computation] = {}
+        for line in text.splitlines():
+            if opened := _COMPUTATION.match(line):
+                name = "" if line.startswith("ENTRY") else opened[1]
+                self.computations[name] = {}
+            elif found := _INSTRUCTION.match(line):
+                own, result, kind, arguments, rest = found.groups()
+                self.computations[name][own] = Instruction(
+                    kind, _arrays(result), arguments, _NAME.findall(arguments), rest
+                )
+        # XLA gives each instruction of a program a name of its own.
+        self.all = {k: v for body in self.computations.values() for k, v in body.items()}
 
-    def of(name: str) -> float:
-        instructions = computations[name]
-        results = {each.name: each.result for each in instructions}
-        return sum(moved(each, results) for each in instructions)
+    def traffic(self, computation: str = "") -> float:
+        """Bytes between HBM and the chip in one run."""
+        return sum(map(self._moved, self.computations[computation].values()))
 
-    def moved(each: Instruction, results) -> float:
-        called = [name for name in _NAME.findall(each.rest) if name in computations]
-        if each.kind in _FREE or each.kind.endswith("-done") or "ConcatBitcast" in each.rest:
+    def _moved(self, line: Instruction) -> float:
+        if line.kind in _FREE or line.kind.endswith("-done") or _ROOM in line.rest:
             return 0.0
-        if each.kind == "conditional":
-            return min(map(of, called))
-        if each.kind == "while":
-            trips = _TRIPS.search(each.rest)
-            return int(trips[1] if trips else 1) * sum(map(of, called))
-        if each.kind == "call":
-            return sum(map(of, called))
-        if each.kind == "copy-start":
-            return _hbm(_ARRAY.findall(each.result))  # what is copied, where it was and where it is
-        if each.kind == "slice-start":
-            source, part, *_ = _ARRAY.findall(each.result)
-            return _hbm([part]) + _bytes(part) * (not _on_chip(source))
-        if each.kind == "fusion":
-            return _of_fusion(each, results, computations[called[0]])
-        read = sum(_hbm(_ARRAY.findall(results[name])) for name in each.operands if name in results)
-        return read + _hbm(_ARRAY.findall(each.result))
+        if line.kind == "conditional":
+            return self.branch(map(self.traffic, self._called(line)))
+        if line.kind == "while":
+            return self._turns(line) * sum(map(self.traffic, self._called(line)))
+        if line.kind == "call":
+            return sum(map(self.traffic, self._called(line)))
+        if line.kind.endswith("-start"):  # a copy of an array or of its part, from and to
+            ends = line.arrays[:2]
+            return min(end.bytes for end in ends) * sum(end.in_hbm for end in ends)
+        read = sum(
+            min(self._read(line, place), _in_hbm(self.all[name].arrays))
+            for place, name in enumerate(line.operands)
+        )
+        return read + max(_in_hbm(line.arrays) - self._untouched(line), 0.0)
 
-    return of("")
+    def _called(self, line: Instruction) -> list[str]:
+        return [name for name in _NAME.findall(line.rest) if name in self.computations]
+
+    def _turns(self, loop: Instruction) -> int:
+        """Of a loop from zero whose condition does nothing but compare with a constant, that."""
+        condition = self.computations[re.search(r"condition=%([\w.-]+)", loop.rest)[1]].values()
+        limits = [line.arguments for line in condition if line.kind == "constant"]
+        work = [line.rest for line in condition if line.kind not in _FREE]
+        counted = len(limits) == len(work) == 1 and "direction=LT" in work[0]
+        return int(limits[0]) if counted else self.turns
+
+    def _read(self, line: Instruction, place: int) -> float:
+        """Bytes of an operand that are read at most: slices and updates in place leave the rest."""
+        if place == 0 and line.kind == "dynamic-update-slice":
+            return 0.0
+        if place == 0 and line.kind in ("slice", "dynamic-slice"):
+            return _size(line)
+        if line.kind == "fusion":
+            body = self.computations[self._called(line)[0]]
+            own = [k for k, v in body.items() if (v.kind, v.arguments) == ("parameter", str(place))]
+            return self._used(body, own[0])
+        return math.inf
+
+    def _used(self, body: Computation, name: str) -> float:
+        uses = [
+            self._used(body, user) if line.kind == "bitcast" else self._read(line, place)
+            for user, line in body.items()
+            for place, operand in enumerate(line.operands)
+            if operand == name
+        ]
+        return sum(uses) if uses else math.inf  # it is the result
+
+    def _untouched(self, line: Instruction) -> float:
+        """Bytes of a result in HBM that an update in place leaves as they are."""
+        if line.kind == "fusion":
+            body = self.computations[self._called(line)[0]]
+            return sum(map(self._untouched, body.values()))
+        if line.kind == "dynamic-update-slice":
+            return _size(line) - _size(self.all[line.operands[1]])
+        return 0.0
 
 
-def _of_fusion(each: Instruction, results, body: list[Instruction]) -> float:
-    """What it reads and writes; of a large array that is only sliced or updated, that part."""
-    numbers = {line.name: int(line.arguments) for line in body if line.kind == "parameter"}
-    shapes = {line.name: line.result for line in body}
-    whole, parts = set(), collections.Counter()
-    updated = 0.0
-    for line in body:
-        for place, name in enumerate(line.operands):
-            if name not in numbers:
-                continue
-            if line.kind in ("dynamic-slice", "slice") and place == 0:
-                parts[name] += sum(map(_bytes, _ARRAY.findall(line.result)))
-            elif line.kind == "dynamic-update-slice" and place == 0:
-                updated += sum(map(_bytes, _ARRAY.findall(shapes[line.operands[1]])))
-            else:
-                whole.add(name)
-    read = 0.0
-    for name, number in numbers.items():
-        arrays = _ARRAY.findall(results.get(each.operands[number], ""))
-        read += _hbm(arrays) if name in whole else parts[name] * bool(_hbm(arrays))
-    written = _hbm(_ARRAY.findall(each.result))
-    return read + (min(updated, written) if updated else written)
+def _arrays(text: str) -> list[Array]:
+    """The arrays of a shape; the memory of S(n), n > 0, is the chip's own."""
+    return [
+        Array(_bytes(kind, shape), "S(" not in layout)
+        for kind, shape, layout in _ARRAY.findall(text)
+    ]
 
 
-def _hbm(arrays) -> float:
-    return float(sum(_bytes(array) for array in arrays if not _on_chip(array)))
-
-
-def _on_chip(array) -> bool:
-    return "S(" in array[2]
-
-
-def _bytes(array) -> float:
-    kind, shape, _ = array
+def _bytes(kind: str, shape: str) -> float:
     bits = _BITS.get(kind) or int(re.sub(r"\D", "", kind) or 0)
     return math.prod(int(size) for size in shape.split(",") if size) * bits / 8
 
 
-def main() -> None:
-    """Prints the table."""
+def _size(line: Instruction) -> float:
+    return sum(array.bytes for array in line.arrays)
+
+
+def _in_hbm(arrays: list[Array]) -> float:
+    return sum(array.bytes for array in arrays if array.in_hbm)
+
+
+def chip():
+    """The described device."""
     (device,) = topologies.get_topology_desc(
         platform="tpu", topology_name="v5e:1x1", chips_per_host_bounds=[1, 1, 1]
     ).devices
-    weights, task = steps.on_batch(steps.mlp)
-    cases = steps.cases(weights, task)
-    fixed = report(*cases["keep_mask"], device)
-    print(f"jax {jax.__version__}, compiled for {device.device_kind}, one chip\n")
-    print(f"### mlp, {sum(leaf.size for leaf in weights):,} weights, batch {steps.BATCH}\n")
-    print(
-        "| | HBM MiB | times *keep_mask* | cost analysis MiB | GFLOP | temporary MiB |\n"
-        "|---|---|---|---|---|---|"
-    )
-    for name, (function, arguments) in cases.items():
-        row = report(function, arguments, device)
-        numbers = [row[0], row[0] / fixed[0], *row[1:]]
-        cells = [name, *(f"{number:.4g}" for number in numbers)]
-        print("| " + " | ".join(cells) + " |", flush=True)
+    return device
 
 
-def report(function, arguments, device) -> tuple[float, float, float, float]:
-    """HBM MiB, MiB and GFLOP of XLA's cost analysis, and temporary MiB."""
+def compiled(function: Callable, arguments, device, donated=(0, 1)) -> jax.stages.Compiled:
+    """A function compiled for a device from abstract arguments."""
     place = jax.sharding.SingleDeviceSharding(device)
     there = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), arguments
     )
-    compiled = jax.jit(function, donate_argnums=(0, 1)).lower(*there).compile()
-    cost = compiled.cost_analysis()
-    memory = compiled.memory_analysis().temp_size_in_bytes
-    bytes_moved = traffic(compiled.as_text())
+    return jax.jit(function, donate_argnums=donated).lower(*there).compile()
+
+
+def cases() -> tuple[int, dict[str, tuple[Callable, tuple]]]:
+    """How many weights there are, and functions with abstract arguments: nothing is allocated."""
+    functions = {}
+
+    def arguments():
+        weights, task = steps.on_batch(functools.partial(steps.mlp, width=WIDTH))
+        found = steps.cases(weights, task)
+        functions.update({name: function for name, (function, _) in found.items()})
+        return weights, {name: own for name, (_, own) in found.items()}
+
+    weights, shapes = jax.eval_shape(arguments)
+    size = sum(leaf.size for leaf in weights)
+    return size, {name: (function, shapes[name]) for name, function in functions.items()}
+
+
+def row(function: Callable, arguments, device) -> tuple[float, ...]:
+    """Bytes in HBM; those more for a turn, or in a choosing step; XLA's count; of temporaries."""
+    program = compiled(function, arguments, device)
+    text = program.as_text()
+    moved = Program(text).traffic()
     return (
-        bytes_moved / 2**20,
-        cost["bytes accessed"] / 2**20,
-        cost["flops"] / 1e9,
-        memory / 2**20,
+        moved,
+        Program(text, turns=2).traffic() - moved,
+        Program(text, branch=max).traffic() - moved,
+        program.cost_analysis()["bytes accessed"],
+        program.memory_analysis().temp_size_in_bytes,
     )
+
+
+def main() -> None:
+    """Prints the table."""
+    device = chip()
+    size, found = cases()
+    if "jaxpruner" not in " ".join(found):
+        print("jaxpruner isn't installed: its row is missing.\n")
+    fixed, *_ = row(*found["keep_mask"], device)
+    print(f"jax {jax.__version__}, compiled for {device.device_kind}, one chip\n")
+    print(f"### mlp, {size:,} weights, batch {steps.BATCH}\n")
+    print(
+        "In MiB. A turn: what each turn after the first adds, of loops that end by what they "
+        "compute.\nA choice: what is added in a step that runs the other branch of its "
+        "conditionals, one turn of such loops.\n\n"
+        "| | HBM | times *keep_mask* | a turn | a choice | cost analysis | temporary |\n"
+        "|---|---|---|---|---|---|---|"
+    )
+    for name, (function, arguments) in found.items():
+        try:
+            numbers = row(function, arguments, device)
+            moved, *others = [f"{number / 2**20:,.1f}" for number in numbers]
+            cells = [moved, f"{numbers[0] / fixed:.3f}", *others]
+        except jax.errors.JaxRuntimeError as error:
+            cells = [str(error).split(". ")[0]]
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

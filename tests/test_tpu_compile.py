@@ -3,17 +3,14 @@
 libtpu compiles ahead of time for a topology that it only has described: functions and links for 512
 chips at 10^12 weights, as `benchmarks.scale` has them, and a whole training step for 8 chips. That
 case is a function of a mesh that returns what to compile and its abstract, sharded arguments. All
-are compiled in processes of their own (this file, run as a script), so that the TPU plug-in never
-meets the CPU devices of the other tests; what comes back is a report of the compiled program.
+are compiled in processes of their own (this file, run as a script); what comes back is a report of
+the compiled program.
 """
 
 import collections
 import importlib.util
 import json
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +23,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 import jaxprune as jp
 from benchmarks import compiled as reading
 from benchmarks import scale
+from tests import tpu_process
 
 TOPOLOGY = "v5e:2x4"
 AXIS_TYPES = ["Auto", "Explicit"]
@@ -135,21 +133,8 @@ def report(case, axis_type):
     }
 
 
-def in_own_process(*arguments):
-    """Runs this file as a script; the result is a CompletedProcess."""
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": str(Path(__file__).parent.parent),
-        # There is no TPU host to ask about.
-        "TPU_SKIP_MDS_QUERY": "1",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-    }
-    command = [sys.executable, __file__, *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-
-
 def compile_for_tpu(case, axis_type):
-    process = in_own_process(case.__name__, axis_type)
+    process = tpu_process.run(__file__, case.__name__, axis_type)
     assert process.returncode == 0, process.stderr[-4000:]
     return json.loads(process.stdout.splitlines()[-1])
 
@@ -162,7 +147,7 @@ def tpu_devices():
     """How many TPU chips can be compiled for; skips the test where there are none."""
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("libtpu is not installed: run `make test-tpu`")
-    process = in_own_process()
+    process = tpu_process.run(__file__)
     if process.returncode != 0:
         pytest.skip(f"libtpu doesn't describe {TOPOLOGY}: {process.stderr.strip()[-300:]}")
     return json.loads(process.stdout.splitlines()[-1])
