@@ -208,10 +208,14 @@ def transposable_potentials(
             columns.reshape(*batch, inputs // m, outputs),
         )
 
-    both = jax.tree_util.tree_map_with_path(of_leaf, scores, masks.fit_mask(scores, mask))
-    rows = jax.tree.map(lambda _, pair: pair[0], scores, both)
-    columns = jax.tree.map(lambda _, pair: pair[1], scores, both)
-    return rows, columns
+    def of_tree(scores, mask):
+        both = jax.tree_util.tree_map_with_path(of_leaf, scores, mask)
+        rows = jax.tree.map(lambda _, pair: pair[0], scores, both)
+        columns = jax.tree.map(lambda _, pair: pair[1], scores, both)
+        return rows, columns
+
+    mask = masks.fit_mask(scores, mask)
+    return masks.sharded_alike(of_tree, (scores, scores))(scores, mask)
 
 
 def _potentials(matrices: jax.Array, kept: jax.Array, m: int) -> tuple[jax.Array, jax.Array]:
