@@ -236,6 +236,7 @@ def _or_one(x: jax.Array) -> jax.Array:
     return jnp.where(x == 0, 1.0, x)
 
 
+@jax.jit  # or a branch is compiled at every call
 def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The inverse of a scale, and with u = x / scale the sums of |u| and u^2.
 

@@ -147,6 +147,7 @@ def _all_but(axes: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(axis for axis in range(len(shape)) if axis not in axes)
 
 
+@functools.partial(jax.jit, static_argnums=1)  # or a branch is compiled at every call
 def norms(x: jax.Array, inside: tuple[int, ...]) -> jax.Array:
     """Euclidean norms over the axes, float32 or wider, safe at any scale, with a gradient at 0.
 

@@ -14,6 +14,7 @@ own, of which at most n (in each row and column) are kept.
 import collections
 import functools
 import math
+import numbers
 
 import chex
 import jax
@@ -73,12 +74,15 @@ def transposable_nm_mask(
     tiling.check("a transposable mask", scores, n, m)
     if method not in _SOLVERS:
         raise ValueError(f"method must be one of {[*_SOLVERS]}, got {method!r}")
-    of_tree = functools.partial(_transposable_tree, solve=_SOLVERS[method], n=n, m=m)
-    return masks.sharded_alike(of_tree, scores)(scores)
+    fixed = isinstance(n, numbers.Integral)
+    static = {"method": method, "n": int(n) if fixed else None, "m": m}
+    of_tree = functools.partial(_transposable_tree, **static)
+    return masks.sharded_alike(of_tree, scores)(scores, None if fixed else n)
 
 
-def _transposable_tree(scores, solve, n, m):
-    solve = functools.partial(solve, n=n)
+@functools.partial(jax.jit, static_argnames=("method", "n", "m"))
+def _transposable_tree(scores, traced_n, method: str, n: int | None, m: int):
+    solve = functools.partial(_SOLVERS[method], n=traced_n if n is None else n)
     paths_and_leaves, structure = jax.tree_util.tree_flatten_with_path(scores)
     leaves = [leaf for _, leaf in paths_and_leaves]
     matrices = [tiling.as_matrices(masks.path_name(path), leaf) for path, leaf in paths_and_leaves]
@@ -190,7 +194,13 @@ def transposable_potentials(
     """
     tiling.check("a certificate", scores, 0, m)
     masks.check_boolean(mask)
+    mask = masks.fit_mask(scores, mask)
+    of_tree = functools.partial(_potential_trees, m=m)
+    return masks.sharded_alike(of_tree, (scores, scores))(scores, mask)
 
+
+@functools.partial(jax.jit, static_argnames="m")
+def _potential_trees(scores, mask, m: int):
     def of_leaf(path, leaf, kept):
         name = masks.path_name(path)
         matrices = tiling.as_matrices(name, leaf)
@@ -208,14 +218,10 @@ def transposable_potentials(
             columns.reshape(*batch, inputs // m, outputs),
         )
 
-    def of_tree(scores, mask):
-        both = jax.tree_util.tree_map_with_path(of_leaf, scores, mask)
-        rows = jax.tree.map(lambda _, pair: pair[0], scores, both)
-        columns = jax.tree.map(lambda _, pair: pair[1], scores, both)
-        return rows, columns
-
-    mask = masks.fit_mask(scores, mask)
-    return masks.sharded_alike(of_tree, (scores, scores))(scores, mask)
+    both = jax.tree_util.tree_map_with_path(of_leaf, scores, mask)
+    rows = jax.tree.map(lambda _, pair: pair[0], scores, both)
+    columns = jax.tree.map(lambda _, pair: pair[1], scores, both)
+    return rows, columns
 
 
 def _potentials(matrices: jax.Array, kept: jax.Array, m: int) -> tuple[jax.Array, jax.Array]:

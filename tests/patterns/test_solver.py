@@ -180,7 +180,7 @@ def test_symmetries(n, m):
     np.testing.assert_array_equal(solve(tiles * np.float32(2.0**120), n), mask)
 
 
-@pytest.mark.parametrize(("n", "m"), [(2, 4), (3, 7), (4, 8), (16, 32)])
+@pytest.mark.parametrize(("n", "m"), [(2, 4), (3, 7), (4, 8)])
 def test_infinities_come_first_and_last(n, m):
     tiles = tiles_of("Gaussian", 10, m)
     tiles[:, 0, :n], tiles[:, 1, n:] = np.inf, -np.inf
@@ -236,7 +236,7 @@ def test_sorting_networks_sort_all_zeros_and_ones():
     assert [len(solver._sorting_network(size)) for size in (4, 8, 16, 32)] == [5, 19, 63, 191]
 
 
-@pytest.mark.parametrize("m", [1, 4, 7])
+@pytest.mark.parametrize("m", [1, 4, 5])
 def test_a_traced_number_is_as_good_as_a_fixed_one(m):
     tiles = jnp.moveaxis(jnp.asarray(tiles_of("five values", 60, m)), 0, -1)
     traced = jax.jit(solver.solve)
