@@ -76,6 +76,8 @@ def prunable(params: chex.ArrayTree, where: Where | None = None) -> chex.ArrayTr
 
     def keep_all(path, leaf):
         if is_floating(leaf) and chosen(path, leaf):
+            if not isinstance(leaf, jax.Array):  # a shape, or an array of NumPy's
+                return jnp.ones_like(leaf, dtype=bool)
             # Of a constant XLA would not know that it is to lie like the leaf on a mesh.
             return (leaf == leaf) | (leaf != leaf)
         return None
