@@ -53,10 +53,17 @@ def keep(
     def init_fn(params):
         return KeepState(count=jnp.int32(0), mask=first(params), problems=jnp.int32(0))
 
-    def update_fn(updates, state, params=None, *, zeroed=None, **extra_args):
-        """`zeroed` are the parameters that must have zeros, where `params` are those behind."""
+    always = isinstance(every, int) and every == 1
+
+    def update_fn(updates, state, params=None, *, zeroed=None, before=None, **extra_args):
+        """For `straight_through`, whose dense weights are the `params`.
+
+        `zeroed` are the parameters that must have zeros; `before` the dense weights before this
+        update, which a choice that isn't due always reads: others would be written for it.
+        """
         del extra_args
         params = needed(params)
+        source = params if always or before is None else before
         count = state.count
 
         def look():
@@ -66,7 +73,7 @@ def keep(
         def choose():
             if choice is None:
                 return state.mask, look()
-            chosen = jax.tree.map(lambda p, m: None if m is None else p, params, state.mask)
+            chosen = jax.tree.map(lambda p, m: None if m is None else p, source, state.mask)
             valid, make = choice(chosen, count)
             nan = _has_nan(chosen)
             found = Problem.BUDGET * (~valid).astype(jnp.int32)
@@ -75,7 +82,7 @@ def keep(
             mask = jax.lax.cond(valid & ~nan, make, lambda: state.mask)
             return mask, look() | found
 
-        if isinstance(every, int) and every == 1:
+        if always:
             mask, problems = choose()
         else:
             due = count % every == 0

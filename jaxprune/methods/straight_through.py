@@ -41,6 +41,10 @@ def straight_through(
     with `keep_top_k` it is dynamic pruning with feedback. The decay of pruned weights makes
     them return less often; it is added to the gradient before the optimizer, Adam too.
 
+    A projection that chooses its mask now and then (`every` above 1) chooses it from the dense
+    weights as they were before the update: between two choices a step then moves what it moves
+    under a fixed mask.
+
     Args:
       inner: the optimizer. It sees the dense weights as its parameters: weight decay acts on all.
       projection: a link that projects parameters: `keep_nm`, `keep_transposable_nm`,
@@ -105,7 +109,7 @@ def straight_through(
         dense = optax.apply_updates(dense, updates)
         still = optax.tree.zeros_like(dense)
         to_sparse, projection_state = projection.update(
-            still, state.projection_state, dense, zeroed=params
+            still, state.projection_state, dense, zeroed=params, before=state.dense
         )
         sparse = optax.apply_updates(dense, to_sparse)
         updates = jax.tree.map(lambda s, p: s - p.astype(s.dtype), sparse, params)
