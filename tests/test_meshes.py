@@ -79,11 +79,11 @@ FUNCTIONS = {
     ),
     "projection_capped_simplex": lambda x: jp.projection_capped_simplex(x, 1_000.0),
     "bernoulli_mask": lambda x: jp.bernoulli_mask(KEY, x),
-    "bernoulli_mask, counter_bits": lambda x: jp.bernoulli_mask(
-        KEY, x, random_bits=jp.counter_bits
+    "bernoulli_mask, jax.random.bits": lambda x: jp.bernoulli_mask(
+        KEY, x, random_bits=jax.random.bits
     ),
     "gumbel_mask": lambda x: jp.gumbel_mask(KEY, x),
-    "gumbel_mask, counter_bits": lambda x: jp.gumbel_mask(KEY, x, random_bits=jp.counter_bits),
+    "gumbel_mask, jax.random.bits": lambda x: jp.gumbel_mask(KEY, x, random_bits=jax.random.bits),
     "relaxed_bernoulli": lambda x: jp.relaxed_bernoulli(KEY, jax.tree.map(jnp.abs, x), 0.5),
     "inverse_density": lambda x: jp.inverse_density(jax.tree.map(lambda leaf: leaf > 0, x)),
     "init_probabilities": jp.init_probabilities,
