@@ -223,7 +223,7 @@ def _nth_tie(leaves, tied, chosen, wanted) -> jax.Array:
         return functools.reduce(jnp.add, found) <= wanted
 
     digits = -(-max(leaf.size for leaf in leaves).bit_length() // _DIGIT)
-    needed = jnp.where(chosen < len(leaves), digits, 0)
+    needed = jnp.where(chosen < len(leaves), jnp.int32(digits), jnp.int32(0))
     return _largest(at_most_wanted, (jnp.uint64(0), _DIGIT * (digits - 1)), needed)
 
 
