@@ -277,16 +277,17 @@ LINKS = {
 STRAIGHT = ("keep_nm, every 40", "keep_top_k, every 100, scheduled", "keep_transposable_nm")
 
 
-def adam_with(name: str, s: Setting) -> tuple[optax.GradientTransformation, Any]:
-    """An optimizer with the link of this name, and the abstract tree that it updates."""
-    adam = optax.adam(1e-3)
+def with_link(
+    name: str, s: Setting, optimizer: optax.GradientTransformation
+) -> tuple[optax.GradientTransformation, Any]:
+    """The optimizer with the link of this name, and the abstract tree that it updates."""
     if name == "no link":
-        return adam, s.params
+        return optimizer, s.params
     if name.startswith("straight_through of "):
         link = LINKS[name.removeprefix("straight_through of ")]
-        return jp.straight_through(adam, link.make(s), decay=2e-4), s.params
+        return jp.straight_through(optimizer, link.make(s), decay=2e-4), s.params
     link = LINKS[name]
-    order = (link.make(s), adam) if link.first else (adam, link.make(s))
+    order = (link.make(s), optimizer) if link.first else (optimizer, link.make(s))
     return optax.chain(*order), getattr(s, link.tree)
 
 
@@ -294,7 +295,7 @@ def step_with(name: str) -> Case:
     """A training step from gradients in memory; parameters and state come first, to be donated."""
 
     def case(s):
-        tx, params = adam_with(name, s)
+        tx, params = with_link(name, s, optax.adam(1e-3))
         # Its mask is an argument, since an abstract one can't be copied.
         of_mask = lambda params, mask: jp.keep_mask(mask).init(params)
         state = (
@@ -315,10 +316,10 @@ def step_with(name: str) -> Case:
 
 
 def init_of(name: str) -> Case:
-    """What makes the first state, inside `jit`."""
+    """What makes the first state, inside `jit`; without moments, which optax replicates there."""
 
     def case(s):
-        tx, params = adam_with(name, s)
+        tx, params = with_link(name, s, optax.sgd(1e-3))
         return tx.init, (params,)
 
     return case

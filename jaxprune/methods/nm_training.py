@@ -96,9 +96,7 @@ def keep_transposable_nm(
     >>> kept.reshape(16, 2, 4).sum(2).tolist() == [[2] * 2] * 16  # along the outputs
     True
     """
-    mask_of = lambda params, n, m: transposable.transposable_nm_mask(
-        jax.tree.map(jnp.abs, params), n, m
-    )
+    mask_of = transposable.transposable_nm_mask_of_magnitudes
     return _keep(mask_of, n, m, ("inputs", "outputs"), every, where)
 
 

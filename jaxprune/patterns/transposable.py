@@ -15,6 +15,7 @@ import collections
 import functools
 import math
 import numbers
+from collections.abc import Callable
 
 import chex
 import jax
@@ -26,7 +27,8 @@ from jaxprune.patterns import tiles as tiling
 from jaxprune.trees import masks
 
 _POOLED = 2**22  # scores of a leaf that is solved together with leaves of other shapes
-_CHUNK = 2**20  # how many of theirs at a time
+_CHUNK, _MOST_CHUNKS = 2**20, 64  # of theirs at a time; or more, for so many chunks at most
+_LINE = 16  # entries of a cache line
 _SOLVERS = {
     "exact": solver.solve,
     "greedy": approximate.greedy,
@@ -74,22 +76,35 @@ def transposable_nm_mask(
     tiling.check("a transposable mask", scores, n, m)
     if method not in _SOLVERS:
         raise ValueError(f"method must be one of {[*_SOLVERS]}, got {method!r}")
+    return _mask(scores, n, m, method, jnp.asarray)
+
+
+def transposable_nm_mask_of_magnitudes(
+    params: chex.ArrayTree, n: int | jax.Array, m: int
+) -> chex.ArrayTree:
+    """`transposable_nm_mask` of checked parameters' magnitudes, a few in memory at a time."""
+    return _mask(params, n, m, "exact", jnp.abs)
+
+
+def _mask(scores, n, m: int, method: str, read: Callable[[jax.Array], jax.Array]):
+    """Of what `read` makes of each score."""
     fixed = isinstance(n, numbers.Integral)
-    static = {"method": method, "n": int(n) if fixed else None, "m": m}
+    static = {"method": method, "n": int(n) if fixed else None, "m": m, "read": read}
     of_tree = functools.partial(_transposable_tree, **static)
     return masks.sharded_alike(of_tree, scores)(scores, None if fixed else n)
 
 
-@functools.partial(jax.jit, static_argnames=("method", "n", "m"))
-def _transposable_tree(scores, traced_n, method: str, n: int | None, m: int):
-    solve = functools.partial(_SOLVERS[method], n=traced_n if n is None else n)
+@functools.partial(jax.jit, static_argnames=("method", "n", "m", "read"))
+def _transposable_tree(scores, traced_n, method: str, n: int | None, m: int, read):
+    solver_of = functools.partial(_SOLVERS[method], n=traced_n if n is None else n)
+    solve = lambda tiles: solver_of(read(tiles))
     paths_and_leaves, structure = jax.tree_util.tree_flatten_with_path(scores)
     leaves = [leaf for _, leaf in paths_and_leaves]
     matrices = [tiling.as_matrices(masks.path_name(path), leaf) for path, leaf in paths_and_leaves]
     kept = _of_whole_tiles([tiling.whole(matrix, m) for matrix in matrices], solve, m)
-    edges = [tiling.edge_tiles(matrix, m) for matrix in matrices]
+    edges = [tiling.edge_tiles(read(matrix), m) for matrix in matrices]
     if any(edge.size for edge in edges):
-        mask = _at_most(solve, jnp.concatenate(edges, axis=2))
+        mask = _at_most(solver_of, jnp.concatenate(edges, axis=2))
         ends = np.cumsum([edge.shape[2] for edge in edges])[:-1]
         own = jnp.split(mask, ends, axis=2)
         kept = [
@@ -123,24 +138,57 @@ def _of_whole_tiles(matrices: list[jax.Array], solve, m: int) -> list[jax.Array]
 
 
 def _pooled(matrices: list[jax.Array], solve, m: int) -> list[jax.Array]:
-    """Solves all tiles, a chunk of them at a time."""
-    tiles = [tiling.to_tiles(matrix, m) for matrix in matrices]
-    ends = np.cumsum([math.prod(tile.shape[2:]) for tile in tiles])
-    chunks = -(-int(ends[-1]) * m * m // _CHUNK)
-    size = -(-int(ends[-1]) // chunks)
-    rest = jnp.zeros((m, m, chunks * size - ends[-1]), tiles[0].dtype)
-    joined = jnp.concatenate([*(tile.reshape(m, m, -1) for tile in tiles), rest], axis=2)
+    """Solves chunks of tile rows from one matrix after the other: the memory of a chunk."""
+    stacks = [matrix.reshape(-1, matrix.shape[-1]) for matrix in matrices]
+    widths = [stack.shape[1] // m for stack in stacks]
+    most = max(_CHUNK, sum(stack.size for stack in stacks) // _MOST_CHUNKS) // m**2
+    chunks = _chunks([len(stack) // m for stack in stacks], widths, most)
+    tiles_of = lambda chunk: sum((end - start) * widths[i] for i, start, end in chunk)
+    # Arrays whose rows lie a power of two apart would fall on the same lines of a CPU's cache.
+    size = _LINE * (-(-max(map(tiles_of, chunks)) // _LINE) | 1)
 
-    def solve_chunk(i, kept):
-        part = solve(jax.lax.dynamic_slice_in_dim(joined, i * size, size, axis=2))
-        return jax.lax.dynamic_update_slice_in_dim(kept, part, i * size, axis=2)
+    def read(chunk):
+        tiles = [tiling.to_tiles(stacks[i][start * m : end * m], m) for i, start, end in chunk]
+        joined = jnp.concatenate([tile.reshape(m, m, -1) for tile in tiles], axis=2)
+        # By the last tile: one of zeros, all tied, would take longer.
+        missing = size - joined.shape[2]
+        return jnp.pad(joined, ((0, 0), (0, 0), (0, missing)), mode="edge")
 
-    kept = jax.lax.fori_loop(0, chunks, solve_chunk, jnp.zeros(joined.shape, bool))
-    parts = jnp.split(kept, ends, axis=2)[:-1]
-    return [
-        tiling.to_matrices(part.reshape(tile.shape))
-        for tile, part in zip(tiles, parts, strict=True)
-    ]
+    def write(chunk, kept, part):
+        kept, used = [*kept], 0
+        for i, start, end in chunk:
+            number = (end - start) * widths[i]
+            own = part[:, :, used : used + number].reshape(m, m, -1, widths[i])
+            kept[i] = kept[i].at[start * m : end * m].set(tiling.to_matrices(own))
+            used += number
+        return kept
+
+    def step(number, kept):
+        part = solve(jax.lax.switch(number, [functools.partial(read, c) for c in chunks]))
+        return jax.lax.switch(number, [functools.partial(write, c) for c in chunks], kept, part)
+
+    empty = [jnp.zeros(stack.shape, bool) for stack in stacks]
+    kept = jax.lax.fori_loop(0, len(chunks), step, empty)
+    return [keep.reshape(matrix.shape) for keep, matrix in zip(kept, matrices, strict=True)]
+
+
+def _chunks(heights: list[int], widths: list[int], most: int) -> list[list[tuple[int, int, int]]]:
+    """Tile rows of stacks of some height and width, up to so many tiles together, or a row alone.
+
+    A chunk has parts (stack, first tile row, end) of one stack or more.
+    """
+    chunks, room = [], 0
+    for i, (height, width) in enumerate(zip(heights, widths, strict=True)):
+        start = 0
+        while start < height:
+            if room < width:
+                chunks.append([])
+                room = max(most, width)
+            end = min(height, start + room // width)
+            chunks[-1].append((i, start, end))
+            room -= (end - start) * width
+            start = end
+    return chunks
 
 
 def _by_pieces(matrices: list[jax.Array], solve, m: int) -> list[jax.Array]:

@@ -1,5 +1,6 @@
 """N:M masks and transposable masks of trees, shapes and layouts of all kinds; certificates."""
 
+import functools
 import itertools
 import re
 
@@ -13,6 +14,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxprune as jp
+from jaxprune.patterns import solver, tiles, transposable
 
 
 def normal(*shape, seed=0):
@@ -223,6 +225,17 @@ BOTH = {
     "NaN": ({"a": [ones.at[0, 0].set(jnp.nan)]}, 2, 4, "'a/0' holds NaN"),
     "vector": ({"a": jnp.ones(4)}, 2, 4, r"leaf 'a' of shape \(4,\) has no inputs"),
 }
+
+
+@pytest.mark.parametrize("chunk", [16, 100, 2**20])
+def test_chunks_go_from_one_matrix_to_the_next(chunk, monkeypatch):
+    monkeypatch.setattr(transposable, "_CHUNK", chunk)  # some rows of tiles have more
+    solve = functools.partial(solver.solve, n=2)
+    matrices = [abs(normal(*shape)) for shape in [(12, 8), (4, 40), (2, 8, 4), (16, 12)]]
+    kept = transposable._pooled(matrices, solve, 4)
+    for matrix, keep in zip(matrices, kept, strict=True):
+        expected = tiles.to_matrices(solve(tiles.to_tiles(matrix, 4)))
+        np.testing.assert_array_equal(keep, expected)
 
 
 @pytest.mark.parametrize("case", BOTH)
