@@ -59,7 +59,8 @@ def leaves(layout: str) -> dict[str, tuple[tuple[int, ...], tuple]]:
         "inputs": ((480, 16_384, 65_536), (None, AXES, None)),
         "last": ((480, 16_384, 65_536), (None, None, AXES)),
         "stacked": ((512, 16_384, 65_536), (AXES, None, None)),
-        "stacked and last": ((480, 16_384, 65_536), ("data", None, "model")),
+        # As many layers on a chip as groups along them can fill.
+        "stacked and last": ((512, 16_384, 65_536), ("data", None, "model")),
         "none": ((16, 1024, 4096), ()),
     }[layout]
     return {f"kernel_{i}": (shape, partition) for i in range(2)}
@@ -196,7 +197,7 @@ FUNCTIONS: dict[str, Case] = {
     "sparsity": lambda s: (jp.sparsity, (s.params,)),
     "sparsity of a mask": lambda s: (jp.sparsity, (s.mask,)),
     "apply_mask": lambda s: (jp.apply_mask, (s.params, s.mask)),
-    "top_k_mask": of_kernels(lambda p: jp.top_k_mask(p, 10**11)),
+    "top_k_mask": of_kernels(lambda p: jp.top_k_mask(p, sum(x.size for x in p.values()) // 10)),
     "top_k_mask, traced k": lambda s: (jp.top_k_mask, (s.kernels, s.array((), dtype=jnp.int32))),
     "nm_mask": of_kernels(lambda p: jp.nm_mask(p, 2, 4)),
     "nm_mask, outputs": of_kernels(lambda p: jp.nm_mask(p, 2, 4, axis="outputs")),

@@ -18,10 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.patterns import counting, solver, tiles
+from jaxprune.patterns import counting, groups, pieces, solver, tiles
 from jaxprune.trees import checks, masks, sampling
 
-_MOST = 1000  # patterns of one group
+_MOST, _BITS = 1000, 32  # patterns of one group, entries of one
 
 
 def init_pattern_logits(
@@ -51,8 +51,8 @@ def init_pattern_logits(
       `None` for other leaves.
 
     Raises:
-      ValueError: for sides that don't divide by m, n or m out of range, or more than 1,000
-        patterns (all of m > 8, transposable of m > 4).
+      ValueError: for sides that don't divide by m, n or m out of range, or more than 1,000 patterns
+        or 32 entries of a group or tile (2:4, 4:8 and 1:32 can be learned, transposable 2:4).
 
     Source: Fang et al., "MaskLLM: learnable semi-structured sparsity for large language models"
     (NeurIPS 2024), section 3, for groups of inputs.
@@ -65,18 +65,47 @@ def init_pattern_logits(
     >>> jp.init_pattern_logits(params, 2, 4, transposable=True)["kernel"].shape
     (90, 2, 1)
     """
-    kept = _table(n, m, transposable)
+    kind = (n, m, transposable)
+    _table(*kind)
     checks.number("`prior`", prior, "a number")
+    pruned = masks.prunable(params, where)
+    chosen = jax.tree.map(lambda p, kept: None if kept is None else p, params, pruned)
+    shardings = jax.tree_util.tree_map_with_path(_of_logits, chosen)
 
-    def of_leaf(path, leaf, chosen):
-        if chosen is None:
-            return None
-        entries = _unfolded(masks.path_name(path), jnp.abs(leaf), m, transposable)
-        sums = _exact_product(kept, entries.astype(jnp.float32))
-        sums = sums - jnp.mean(sums, axis=0, keepdims=True)
-        return prior * sums / jnp.maximum(jnp.std(sums), jnp.finfo(jnp.float32).tiny)
+    def of_tree(params):
+        matrices = _matrix_tree(params, m, transposable)
+        return pieces.one_by_one(lambda x: _preferred(kind, x, prior), matrices)
 
-    return jax.tree_util.tree_map_with_path(of_leaf, params, masks.prunable(params, where))
+    return masks.sharded_as(of_tree, shardings)(chosen)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _preferred(kind, matrices: jax.Array, prior) -> jax.Array:
+    """`prior` times the kept magnitudes of each pattern, of mean zero and unit deviation."""
+    n, m, transposable = kind
+
+    def gains(piece):
+        entries = _unfolded(jnp.abs(piece), m, transposable).astype(jnp.float32)
+        return _exact_product(_table(*kind) - n / m, entries)  # of mean zero over the patterns
+
+    # Twice, since with the deviation unknown they would have to be written before it is.
+    square = lambda piece: (jnp.mean(jnp.square(gains(piece)), axis=0),)
+    ((squares,),) = pieces.map_pieces(square, [(matrices,)], m)
+    scale = prior / jnp.maximum(jnp.sqrt(jnp.mean(squares)), jnp.finfo(jnp.float32).tiny)
+    ((logits,),) = pieces.map_pieces(lambda piece: (gains(piece) * scale,), [(matrices,)], m)
+    return logits
+
+
+def _of_logits(path, leaf) -> jax.sharding.Sharding:
+    """The sharding of a leaf's logits, in which axes that are one side are one."""
+    own = jax.typeof(leaf).sharding
+    if own.mesh.empty:
+        return own
+    inputs, outputs = (
+        groups.side(name, masks.path_name(path), leaf.shape) for name in ("inputs", "outputs")
+    )
+    spec = [*own.spec, *[None] * leaf.ndim]
+    return own.update(spec=jax.P(None, *spec[: inputs[0]], spec[inputs[0]], spec[outputs[0]]))
 
 
 def gumbel_pattern_mask(
@@ -125,13 +154,13 @@ def gumbel_pattern_mask(
     _check_logits(params, logits, n, m, transposable)
     kind = (n, m, transposable)
 
-    def draw(key, logit, temperature):
-        keys = jax.random.split(key, len(logit))
-        return _drawn(kind, random_bits, logit.astype(jnp.float32), keys, temperature)
-
     def of_tree(key, params, logits, temperature):
-        one = lambda key, logit: draw(key, logit, temperature)
-        return jax.tree.map(_folded, params, sampling.map_with_keys(one, key, logits))
+        def draw(key, leaf, logit):
+            keys = jax.random.split(key, len(logit))
+            mask = _drawn(kind, random_bits, logit.astype(jnp.float32), keys, temperature)
+            return mask.reshape(leaf.shape)
+
+        return pieces.one_by_one(draw, sampling.keys_like(key, logits), params, logits)
 
     chosen = jax.tree.map(lambda p, a: None if a is None else p, params, logits)
     return masks.sharded_alike(of_tree, chosen)(key, chosen, logits, temperature)
@@ -164,31 +193,37 @@ def pattern_mask(
     """
     _check_logits(params, logits, n, m, transposable)
 
-    def of_leaf(leaf, logit):
-        return _folded(leaf, _entries((n, m, transposable), jnp.argmax(logit, axis=0)) > 0)
-
+    kind = (n, m, transposable)
+    best = lambda leaf, logit: _best(kind, logit).reshape(leaf.shape)
     chosen = jax.tree.map(lambda p, a: None if a is None else p, params, logits)
-    of_tree = lambda params, logits: jax.tree.map(of_leaf, params, logits)
+    of_tree = functools.partial(pieces.one_by_one, best)
     return masks.sharded_alike(of_tree, chosen)(chosen, logits)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _best(kind, logits: jax.Array) -> jax.Array:
+    return _masks(kind, _largest(kind, logits, logits, lambda logit, _: logit)[1])
 
 
 def _check_logits(params, logits, n, m, transposable) -> None:
     masks.leaves_like(params, logits, "the logits", "`init_pattern_logits(params, ...)`")
     count = len(_table(n, m, transposable))
+    shapes = jax.tree.map(
+        lambda p, a: None if a is None else jax.ShapeDtypeStruct(p.shape, p.dtype), params, logits
+    )
+    matrices = jax.eval_shape(lambda tree: _matrix_tree(tree, m, transposable), shapes)
 
-    def check(path, leaf, logit):
-        if logit is None:
-            return
-        name = masks.path_name(path)
-        unfolded = lambda x: _unfolded(name, x, m, transposable)
-        groups = jax.eval_shape(unfolded, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)).shape[1:]
-        if logit.shape != (count, *groups):
+    def check(path, matrix, logit):
+        *lead, inputs, outputs = matrix.shape
+        expected = (count, *lead, inputs // m, outputs // m if transposable else outputs)
+        if logit.shape != expected:
             raise ValueError(
-                f"logits of leaf '{name}' must have shape {(count, *groups)}, got {logit.shape}: "
-                "make them by `init_pattern_logits` with the same n, m and transposable"
+                f"logits of leaf '{masks.path_name(path)}' must have shape {expected}, got "
+                f"{logit.shape}: make them by `init_pattern_logits` with the same n, m and "
+                "transposable"
             )
 
-    jax.tree_util.tree_map_with_path(check, params, logits)
+    jax.tree_util.tree_map_with_path(check, matrices, logits)
 
 
 # Classes come first, and one follows the other: what is calculated of a class stays in the caches,
@@ -197,22 +232,56 @@ def _check_logits(params, logits, n, m, transposable) -> None:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _drawn(kind, random_bits, logits, keys, temperature) -> jax.Array:
-    """Entries (rows, entries of a row, groups...) of the pattern that noise chooses, 0 or 1."""
+    """Masks (..., inputs, outputs) of the patterns that noise chooses, 0 or 1."""
     return _drawn_fwd(kind, random_bits, logits, keys, temperature)[0]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _drawn_fwd(kind, random_bits, logits, keys, temperature):
-    def run(best, this):
-        number, logit, key = this
-        noisy = logit - jnp.log(-jnp.log(sampling.open_uniform(logit, key, random_bits)))
-        wins = noisy > best[0]
-        return (jnp.where(wins, noisy, best[0]), jnp.where(wins, number, best[1])), noisy
+    def noisy(logit, key):
+        return logit - jnp.log(-jnp.log(sampling.open_uniform(logit, key, random_bits)))
 
-    groups, numbers = logits.shape[1:], jnp.arange(len(logits), dtype=jnp.int32)
-    start = (jnp.full(groups, -jnp.inf), jnp.zeros(groups, jnp.int32))
-    (largest, winner), all_noisy = jax.lax.scan(run, start, (numbers, logits, keys))
-    return _entries(kind, winner), (all_noisy, largest, temperature)
+    largest, winner, all_noisy = _largest(kind, logits, keys, noisy)
+    return _masks(kind, winner).astype(jnp.float32), (all_noisy, largest, temperature)
+
+
+def _largest(kind, logits: jax.Array, others: jax.Array, value: Callable):
+    """The largest `value(logit, other)` of each group, its pattern, and all values."""
+
+    def run(best, this):
+        pattern, logit, other = this
+        own = value(logit, other)
+        wins = own > best[0]
+        return (jnp.where(wins, own, best[0]), jnp.where(wins, pattern, best[1])), own
+
+    patterns, shape = _patterns(kind), logits.shape[1:]
+    # Known with the logits: or else they might lie in memory while those of other leaves are read.
+    least, first = jnp.array(-jnp.inf, logits.dtype), patterns[0]
+    logits, least, first = jax.lax.optimization_barrier((logits, least, first))
+    start = (jnp.full(shape, least), jnp.full(shape, first))
+    (largest, winner), values = jax.lax.scan(run, start, (patterns, logits, others))
+    return largest, winner, values
+
+
+def _patterns(kind) -> jax.Array:
+    """All of them, as numbers with a bit for each entry, of as few bits as hold them."""
+    table = _table(*kind)
+    bits = table.shape[1]
+    return jnp.asarray(table @ 2.0 ** np.arange(bits), np.min_scalar_type(2**bits - 1))
+
+
+def _masks(kind, patterns: jax.Array) -> jax.Array:
+    """(..., inputs, outputs) of patterns (..., inputs / m, groups)."""
+    _, m, transposable = kind
+    width = m if transposable else 1
+
+    def of_piece(patterns):
+        one = patterns.dtype.type(1)
+        bit = lambda i: (patterns & one << patterns.dtype.type(i)) > 0
+        bits = [jnp.stack([bit(row * width + i) for i in range(width)]) for row in range(m)]
+        return (_folded(jnp.stack(bits)),)
+
+    return pieces.map_pieces(of_piece, [(patterns,)], 1)[0][0]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -223,7 +292,9 @@ def _drawn_bwd(kind, random_bits, residuals, cotangent):
     """
     del random_bits
     all_noisy, largest, temperature = residuals
-    gain, coldness = _gains(kind, cotangent), 1.0 / temperature
+    _, m, transposable = kind
+    worth = _unfolded(cotangent, m, transposable)
+    gain, coldness = _gains(kind, worth.reshape(m, -1, *largest.shape)), 1.0 / temperature
 
     def weigh(number, carried):
         array, total, gained = carried
@@ -251,16 +322,6 @@ def _rows(kind) -> np.ndarray:
     return table.reshape(len(table), kind[1], -1)
 
 
-def _entries(kind, number: jax.Array) -> jax.Array:
-    """(rows, entries of a row, groups...) of the patterns with these numbers, in float32."""
-    rows = _rows(kind)
-    places = np.arange(rows.shape[2])
-    words = np.sum(rows * 2.0**places, axis=2).astype(np.uint32)  # fewer look-ups than entries
-    found = jnp.stack([jnp.asarray(words[:, i])[number] for i in range(kind[1])])
-    bits = [(found >> np.uint32(j)) & np.uint32(1) for j in places]
-    return jnp.stack(bits, axis=1).astype(jnp.float32)
-
-
 def _gains(kind, worth: jax.Array) -> Callable[[jax.Array], jax.Array]:
     """From a pattern's number to what its entries are worth together.
 
@@ -285,6 +346,11 @@ def _table(n: int, m: int, transposable: bool) -> np.ndarray:
             f"{n}:{m} has {count:,} patterns to choose among, more than {_MOST:,}: choose a "
             "smaller m"
         )
+    entries = m * m if transposable else m
+    if entries > _BITS:
+        raise ValueError(
+            f"a tile of {n}:{m} has {entries} entries, more than {_BITS}: choose a smaller m"
+        )
     if not transposable:
         kept = [[i in chosen for i in range(m)] for chosen in itertools.combinations(range(m), n)]
     else:
@@ -297,21 +363,33 @@ def _exact_product(table: np.ndarray, x: jax.Array) -> jax.Array:
     return jnp.tensordot(table, x, 1, precision=jax.lax.Precision.HIGHEST)
 
 
-def _unfolded(name: str, leaf: jax.Array, m: int, transposable: bool) -> jax.Array:
+def _matrix_tree(params: chex.ArrayTree, m: int, transposable: bool) -> chex.ArrayTree:
+    """Leaves as (..., inputs, outputs), of which these sides divide."""
+
+    def of_leaf(path, leaf):
+        name = masks.path_name(path)
+        matrices = tiles.as_matrices(name, leaf)
+        inputs, outputs = matrices.shape[-2:]
+        if inputs % m or (transposable and outputs % m):
+            raise ValueError(
+                f"sides must divide by {m}, but leaf '{name}' has {inputs} inputs and {outputs} "
+                "outputs; choose leaves with `where`"
+            )
+        return matrices
+
+    return jax.tree_util.tree_map_with_path(of_leaf, params)
+
+
+def _unfolded(matrices: jax.Array, m: int, transposable: bool) -> jax.Array:
     """(entries of a group, ..., inputs / m, groups or tiles along the outputs)."""
-    matrices = tiles.as_matrices(name, leaf)
-    *batch, inputs, outputs = matrices.shape
-    if inputs % m or (transposable and outputs % m):
-        raise ValueError(
-            f"sides must divide by {m}, but leaf '{name}' has {inputs} inputs and {outputs} "
-            "outputs; choose leaves with `where`"
-        )
     if transposable:
         whole = tiles.to_tiles(matrices, m)
         return whole.reshape(m * m, *whole.shape[2:])
-    return jnp.moveaxis(matrices.reshape(*batch, inputs // m, m, outputs), -2, 0)
+    *lead, inputs, outputs = matrices.shape
+    return jnp.moveaxis(matrices.reshape(*lead, inputs // m, m, outputs), -2, 0)
 
 
-def _folded(leaf: jax.Array, entries: jax.Array) -> jax.Array:
-    """From (rows, entries of a row, ..., inputs / m, groups) to the shape of the leaf."""
-    return jnp.moveaxis(entries, (0, 1), (-3, -1)).reshape(leaf.shape)
+def _folded(entries: jax.Array) -> jax.Array:
+    """From (rows, entries of a row, ..., inputs / m, groups) to (..., inputs, outputs)."""
+    m, width, *lead, rows, columns = entries.shape
+    return jnp.moveaxis(entries, (0, 1), (-3, -1)).reshape(*lead, rows * m, columns * width)

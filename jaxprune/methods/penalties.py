@@ -196,7 +196,7 @@ def trimming_point(x: jax.Array) -> jax.Array:
         kind = checks.described(x)
         raise TypeError(f"the trimming point is of one floating-point array, got {kind}")
     inverse, s1, s2 = _moments(x)
-    return s2 / _or_one(s1 * inverse)
+    return s2 / groups.or_one(s1 * inverse)
 
 
 def _sum_over(tree, penalty: Callable[[jax.Array], jax.Array]) -> jax.Array:
@@ -232,22 +232,25 @@ def _magnitude_jvp(primals, tangents):
     return jnp.abs(x), jnp.sign(x) * tangents[0]
 
 
-def _or_one(x: jax.Array) -> jax.Array:
-    """A denominator that isn't zero."""
-    return jnp.where(x == 0, 1.0, x)
-
-
-@jax.jit  # or a branch is compiled at every call
+@jax.jit  # or it is compiled at every call
 def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The inverse of a scale, and with u = x / scale the sums of |u| and u^2.
+    """The inverse of a scale, and with u = x / scale the sums of |u| and u^2, in one read of x."""
+    return jax.lax.platform_dependent(_wide(x), cpu=_moments_by_branch, default=_moments_by_sums)
 
-    The scale is 1 where the sums of x itself are right: no square that counts has underflowed, and
-    none has overflowed. So nothing but the sums is made in almost every step.
-    """
-    x = _wide(x)
+
+def _moments_by_sums(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """By all sums that could be needed; the scale is a power of two."""
+    inverse, s2 = (y.reshape(()) for y in groups.squares_by_sums(x, tuple(range(x.ndim))))
+    small = 1.0 / groups.large(x.dtype)
+    s1, of_huge = jnp.sum(_magnitude(x)), jnp.sum(_magnitude(x * small))
+    return inverse, jnp.where(inverse < 1, of_huge, s1 * inverse), s2
+
+
+def _moments_by_branch(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """By the sums of x itself; of scaled entries only where these under- or overflow."""
     s1, s2 = jnp.sum(_magnitude(x)), jnp.sum(x * x)
-    tiny, eps = float(jnp.finfo(x.dtype).tiny), float(jnp.finfo(x.dtype).eps)
-    right = (s2 >= x.size * (tiny / eps)) & (jnp.maximum(s1, s2) < jnp.inf)
+    least, tiny = groups.least_square(x.dtype), float(jnp.finfo(x.dtype).tiny)
+    right = (s2 >= x.size * least) & (jnp.maximum(s1, s2) < jnp.inf)
 
     def scaled(x):
         largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x), initial=0.0))
@@ -260,14 +263,14 @@ def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
 @jax.custom_jvp
 def _hoyer_square(x: jax.Array) -> jax.Array:
     _, s1, s2 = _moments(x)
-    return s1 * (s1 / _or_one(s2))
+    return s1 * (s1 / groups.or_one(s2))
 
 
 @_hoyer_square.defjvp
 def _hoyer_square_jvp(primals, tangents):
     (x,) = primals
     inverse, s1, s2 = _moments(x)
-    ratio = s1 / _or_one(s2)
+    ratio = s1 / groups.or_one(s2)
     gradient = (2.0 * ratio * inverse) * (jnp.sign(x) - ratio * (x * inverse))
     return s1 * ratio, _along(gradient, tangents)
 
@@ -275,22 +278,22 @@ def _hoyer_square_jvp(primals, tangents):
 @jax.custom_jvp
 def _hoyer_ratio(x: jax.Array) -> jax.Array:
     _, s1, s2 = _moments(x)
-    return s1 / jnp.sqrt(_or_one(s2))
+    return s1 / jnp.sqrt(groups.or_one(s2))
 
 
 @_hoyer_ratio.defjvp
 def _hoyer_ratio_jvp(primals, tangents):
     (x,) = primals
     inverse, s1, s2 = _moments(x)
-    norm = jnp.sqrt(_or_one(s2))
-    gradient = (jnp.sign(x) - (s1 / _or_one(s2)) * (x * inverse)) * (inverse / norm)
+    norm = jnp.sqrt(groups.or_one(s2))
+    gradient = (jnp.sign(x) - (s1 / groups.or_one(s2)) * (x * inverse)) * (inverse / norm)
     return s1 / norm, _along(gradient, tangents)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _group_hoyer_square(x: jax.Array, inside: tuple[int, ...]) -> jax.Array:
     _, s1, s2 = _moments(groups.norms(x, inside))
-    return s1 * (s1 / _or_one(s2))
+    return s1 * (s1 / groups.or_one(s2))
 
 
 @_group_hoyer_square.defjvp
@@ -298,7 +301,7 @@ def _group_hoyer_square_jvp(inside, primals, tangents):
     (x,) = primals
     norm = groups.norms(x, inside)
     inverse, s1, s2 = _moments(norm)
-    ratio, u = s1 / _or_one(s2), norm * inverse
+    ratio, u = s1 / groups.or_one(s2), norm * inverse
     present = u >= jnp.finfo(u.dtype).tiny
     # Whatever needs a division is made once for a group: each weight is then only multiplied.
     pull = jnp.where(present, (1.0 - ratio * u) / jnp.where(present, u, 1.0), 0.0)

@@ -147,31 +147,74 @@ def _all_but(axes: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(axis for axis in range(len(shape)) if axis not in axes)
 
 
-@functools.partial(jax.jit, static_argnums=1)  # or a branch is compiled at every call
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def norms(x: jax.Array, inside: tuple[int, ...]) -> jax.Array:
-    """Euclidean norms over the axes, float32 or wider, safe at any scale, with a gradient at 0.
+    """Euclidean norms over the axes, float32 or wider, safe at any scale, with a gradient at 0."""
+    inverse, squares = _scaled_squares(x.astype(masks.at_least_float32(x)), inside)
+    return jnp.sqrt(squares) / inverse
 
-    Squares are added up as they are, in one read of x; of scaled entries only where a group is zero
-    or its squares under- or overflow.
+
+@norms.defjvp
+def _norms_jvp(inside, primals, tangents):
+    (x,), (tangent,) = primals, tangents
+    norm = norms(x, inside)
+    # Made once for a group: each weight is then only multiplied.
+    inverse = jnp.where(norm >= jnp.finfo(norm.dtype).tiny, 1.0 / or_one(norm), 0.0)
+    along = (x.astype(norm.dtype) * inverse) * tangent.astype(norm.dtype)
+    return norm, jnp.sum(along, axis=inside, keepdims=True)
+
+
+def or_one(x: jax.Array) -> jax.Array:
+    """A denominator that isn't zero."""
+    return jnp.where(x == 0, 1.0, x)
+
+
+@functools.partial(jax.jit, static_argnums=1)  # or it is compiled at every call
+def _scaled_squares(x: jax.Array, inside: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    """The inverse of a scale for each group, and the sum of (x / scale)^2, in one read of x.
+
+    In two ways. CPUs are bound by arithmetic and take a branch, which is for rare weights; but a
+    branch wants x in memory, widened, and accelerators are bound by memory.
     """
-    x = x.astype(masks.at_least_float32(x))
-    sums = functools.partial(jnp.sum, axis=inside, keepdims=True)
-    tiny, eps = float(jnp.finfo(x.dtype).tiny), float(jnp.finfo(x.dtype).eps)
-    entries = math.prod(x.shape[axis] for axis in inside)
-    squares = sums(x * x)
-    right = jnp.all((squares >= entries * (tiny / eps)) & (squares < jnp.inf))
+    bind = functools.partial
+    return jax.lax.platform_dependent(
+        x, cpu=bind(_squares_by_branch, inside=inside), default=bind(squares_by_sums, inside=inside)
+    )
 
-    def root(squares):
-        absent = squares == 0
-        return jnp.where(absent, 0.0, jnp.sqrt(jnp.where(absent, 1.0, squares)))
+
+def squares_by_sums(x: jax.Array, inside: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    """By three sums, one of which is right: none of its squares that count under- or overflows."""
+    squares = lambda factor: jnp.sum((x * factor) ** 2, axis=inside, keepdims=True)
+    entries = math.prod(x.shape[axis] for axis in inside)
+    plain, above, below = squares(1.0), squares(large(x.dtype)), squares(1.0 / large(x.dtype))
+    tiny, huge = plain < entries * least_square(x.dtype), ~(plain < jnp.inf)
+    inverse = jnp.where(tiny, large(x.dtype), jnp.where(huge, 1.0 / large(x.dtype), 1.0))
+    return inverse.astype(x.dtype), jnp.where(tiny, above, jnp.where(huge, below, plain))
+
+
+def _squares_by_branch(x: jax.Array, inside: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    """By the sum of the squares as they are; of scaled entries only where one group needs it."""
+    squares = lambda x: jnp.sum(x * x, axis=inside, keepdims=True)
+    entries = math.prod(x.shape[axis] for axis in inside)
+    plain, tiny = squares(x), float(jnp.finfo(x.dtype).tiny)
+    right = jnp.all((plain >= entries * least_square(x.dtype)) & (plain < jnp.inf))
 
     def of_scaled(x):
         largest = jnp.max(jnp.abs(x), axis=inside, keepdims=True, initial=0.0)
-        # Neither the scale nor its inverse is 0.
-        inverse = 1.0 / jnp.clip(jax.lax.stop_gradient(largest), tiny, 1.0 / tiny)
-        return root(sums((x * inverse) ** 2)) / inverse
+        inverse = 1.0 / jnp.clip(largest, tiny, 1.0 / tiny)  # neither it nor its inverse is 0
+        return inverse, squares(x * inverse)
 
-    return jax.lax.cond(right, lambda _: root(squares), of_scaled, x)
+    return jax.lax.cond(right, lambda _: (jnp.ones_like(plain), plain), of_scaled, x)
+
+
+def least_square(dtype) -> float:
+    """A mean square whose sum is right, though the least of them have underflowed."""
+    return float(jnp.finfo(dtype).tiny) / float(jnp.finfo(dtype).eps)
+
+
+def large(dtype) -> float:
+    """A power of two: squares of tiny weights times it, and of huge ones over it, are normal."""
+    return 2.0 ** (-int(jnp.finfo(dtype).minexp) * 5 // 8)
 
 
 def count(shape: tuple[int, ...], inside: tuple[int, ...]) -> int:

@@ -44,23 +44,28 @@ def nm_mask(
     [[0, 1], [0, 1], [1, 0], [1, 0]]
     """
     tiles.check("an N:M mask", scores, n, m)
-    return masks.sharded_alike(functools.partial(_nm_tree, n=n, m=m, axis=axis), scores)(scores)
+    return _mask(scores, n, m, axis, jnp.asarray)
 
 
 def nm_mask_of_magnitudes(
     params: chex.ArrayTree, n: int | jax.Array, m: int, *, axis: str | int
 ) -> chex.ArrayTree:
     """`nm_mask` of checked parameters' magnitudes, which are nowhere written to memory."""
-    of_tree = functools.partial(_nm_tree, n=n, m=m, axis=axis, read=jnp.abs)
-    return masks.sharded_alike(of_tree, params)(params)
+    return _mask(params, n, m, axis, jnp.abs)
 
 
-def _nm_tree(scores, n, m, axis, read: Callable[[jax.Array], jax.Array] = jnp.asarray):
-    def of_leaf(path, leaf):
-        own = tiles.axes_of(axis, masks.path_name(path), leaf.shape)
-        return _nm(leaf, n, own[0], own[-1] + 1, m, read)
+def _mask(scores, n, m: int, axis: str | int, read: Callable[[jax.Array], jax.Array]):
+    """Of what `read` makes of each score."""
 
-    return jax.tree_util.tree_map_with_path(of_leaf, scores)
+    def of_tree(scores, n):
+        def of_leaf(path, leaf):
+            own = tiles.axes_of(axis, masks.path_name(path), leaf.shape)
+            return _nm(leaf, n, own[0], own[-1] + 1, m, read)
+
+        return jax.tree_util.tree_map_with_path(of_leaf, scores)
+
+    # n as an argument: one that is traced would bring its mesh along.
+    return masks.sharded_alike(of_tree, scores)(scores, jnp.int32(n))
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))

@@ -9,6 +9,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -16,6 +17,17 @@ from jaxprune.trees import masks
 
 _WHOLE = 2**20  # entries of a piece that isn't made smaller
 _MOST_PIECES = 64  # of a leaf
+
+
+def one_by_one(function: Callable, tree: chex.ArrayTree, *rest: chex.ArrayTree) -> chex.ArrayTree:
+    """As `jax.tree.map`, each leaf after the one before: what one needs in between, all share."""
+    leaves, structure = jax.tree.flatten(tree)
+    results = []
+    for arguments in zip(leaves, *map(structure.flatten_up_to, rest), strict=True):
+        if results:
+            results[-1], arguments = jax.lax.optimization_barrier((results[-1], arguments))
+        results.append(function(*arguments))
+    return structure.unflatten(results)
 
 
 def map_pieces(
@@ -27,7 +39,8 @@ def map_pieces(
 
     Args:
       function: takes and gives arrays (..., tile rows * rows of one, columns); the number of rows
-        and columns of a tile row may differ from array to array.
+        and columns of a tile row may differ from array to array, and an array may have axes of its
+        own before those of the first.
       leaves: a tuple of such arrays for each leaf, of the same shapes; of the first array a tile
         row has m rows.
       m: the side of a tile.
@@ -39,26 +52,35 @@ def map_pieces(
     height = _height(inside, math.prod(leaves[0][0].shape))
     counts = [len(leaves), *inside[:-1], inside[-1] // height]
 
+    def own(x, axes):
+        """The axes that an array has before those of the first: it has so many others."""
+        return x.shape[: x.ndim - axes]
+
     def split(x):
-        """Every axis but the last as (parts, inside)."""
-        pairs = zip(parts, [*x.shape[:-2], x.shape[-2]], strict=True)
-        return x.reshape(*(n for part, size in pairs for n in (part, size // part)), x.shape[-1])
+        """Every axis but the last and its own as (parts, inside)."""
+        first = own(x, len(lead) + 2)
+        pairs = zip(parts, x.shape[len(first) : -1], strict=True)
+        parted = (n for part, size in pairs for n in (part, size // part))
+        return x.reshape(*first, *parted, x.shape[-1])
 
     def starts(index, x):
         """Where a piece begins in a split array."""
         tile_rows = x.shape[-2] // inside[-1]
         within = [*index[:-1], index[-1] * height * tile_rows]
-        return [i for start in within for i in (0, start)] + [0]
+        first = [0] * len(own(x, 2 * len(parts) + 1))
+        return [*first, *(i for start in within for i in (0, start)), 0]
 
     def piece_size(x):
-        size = [n for part in parts for n in (part, 1)] + [x.shape[-1]]
+        first = own(x, 2 * len(parts) + 1)
+        size = [*first, *(n for part in parts for n in (part, 1)), x.shape[-1]]
         size[-2] = height * (x.shape[-2] // inside[-1])
         return size
 
     def taken(x, index):
         size = piece_size(x)
         piece = jax.lax.dynamic_slice(x, starts(index, x), size)
-        return piece.reshape(*parts[:-1], parts[-1] * size[-2], x.shape[-1])
+        first = own(x, 2 * len(parts) + 1)
+        return piece.reshape(*first, *parts[:-1], parts[-1] * size[-2], x.shape[-1])
 
     def put(x, piece, index):
         view = split(x)  # carried as it is: libtpu can't copy bytes of as many axes as this has
@@ -82,9 +104,14 @@ def map_pieces(
 
     first = jax.eval_shape(lambda: function(*(taken(x, [0] * len(parts)) for x in views[0])))
     # A piece's rows are those of `height` tile rows in each part.
-    whole = [(*lead, y.shape[-2] // height * inside[-1], y.shape[-1]) for y in first]
+    whole = [
+        (*own(y, len(parts) + 1), *lead, y.shape[-2] // height * inside[-1], y.shape[-1])
+        for y in first
+    ]
+    # Zeros that wait for the leaves: or else they might lie in memory while these are made.
+    views, zero = jax.lax.optimization_barrier((views, jnp.bool_(False)))
     empty = [
-        tuple(jnp.zeros(shape, y.dtype) for shape, y in zip(whole, first, strict=True))
+        tuple(jnp.full(shape, zero.astype(y.dtype)) for shape, y in zip(whole, first, strict=True))
         for _ in leaves
     ]
     return jax.lax.fori_loop(0, math.prod(counts), step, empty)

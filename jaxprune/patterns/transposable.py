@@ -13,7 +13,6 @@ own, of which at most n (in each row and column) are kept.
 
 import collections
 import functools
-import math
 import numbers
 from collections.abc import Callable
 

@@ -319,7 +319,11 @@ def sharded_alike(function: Callable[..., chex.ArrayTree], tree: chex.ArrayTree)
     On a mesh with Explicit axes, where a reshape would ask for its result's sharding, the function
     runs as it does with Auto axes; elsewhere it is left as it is.
     """
-    shardings = jax.tree.map(lambda leaf: jax.typeof(leaf).sharding, tree)
+    return sharded_as(function, jax.tree.map(lambda leaf: jax.typeof(leaf).sharding, tree))
+
+
+def sharded_as(function: Callable[..., chex.ArrayTree], shardings: chex.ArrayTree) -> Callable:
+    """As `sharded_alike`, with the shardings of the results."""
     for sharding in jax.tree.leaves(shardings):
         if jax.sharding.AxisType.Explicit in sharding.mesh.axis_types:
             axes = sharding.mesh.explicit_axes

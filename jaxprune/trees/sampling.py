@@ -291,11 +291,15 @@ def usable_temperature(temperature: Any) -> Any:
 
 def map_with_keys(sample, key: chex.PRNGKey, probs: chex.ArrayTree) -> chex.ArrayTree:
     """`sample(key, leaf)` of each leaf, with keys of their own."""
+    return jax.tree.map(sample, keys_like(key, probs), probs)
+
+
+def keys_like(key: chex.PRNGKey, probs: chex.ArrayTree) -> chex.ArrayTree:
+    """A key for each leaf."""
     checks.key(key)
     masks.check_floating("sampling of probabilities or logits", probs)
-    leaves, structure = jax.tree.flatten(probs)
-    keys = jax.random.split(key, len(leaves))
-    return structure.unflatten(map(sample, keys, leaves))
+    structure = jax.tree.structure(probs)
+    return structure.unflatten(jax.random.split(key, structure.num_leaves))
 
 
 def open_uniform(like: jax.Array, key: chex.PRNGKey, random_bits: RandomBits) -> jax.Array:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import jaxprune as jp
+from jaxprune.methods import penalties
 
 float64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
 SHAPE = (2, 3, 4)  # a one-dimensional convolution of 3 inputs and 4 outputs
@@ -189,6 +190,18 @@ def test_one_extreme_weight_among_others(name, value):
     terms = 2.0 / abs(w).max()  # the size of the two that cancel at the largest weight
     tolerance = 1e-5 * abs(np.asarray(steepness)).max() + 1e-6 * terms + 2e-38
     np.testing.assert_allclose(gradient, steepness, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("way", [penalties._moments_by_branch, penalties._moments_by_sums])
+@pytest.mark.parametrize("value", [0.0, 2e-38, 2e-23, 1e19, 3e38])
+@pytest.mark.parametrize("scale", [0.0, 1e-31, 1.0, 1e37])
+def test_either_way_moments_are_right_at_any_scale(way, value, scale):
+    """On a CPU one of them runs, on an accelerator the other."""
+    w = np.float32(gaussian(*SHAPE, seed=4) * scale)
+    w.flat[5] = value
+    inverse, s1, s2 = map(np.float64, jax.jit(way)(jnp.asarray(w)))
+    np.testing.assert_allclose(s1 / inverse, np.abs(np.float64(w)).sum(), rtol=1e-6)
+    np.testing.assert_allclose(s2 / inverse**2, (np.float64(w) ** 2).sum(), rtol=1e-6)
 
 
 @pytest.mark.parametrize("k", [1, 7, 1_000, 333_333, MILLION])

@@ -14,6 +14,7 @@ import pytest
 from flax import nnx
 
 import jaxprune as jp
+from jaxprune.patterns import groups
 
 
 def gaussian(*shape, seed=0):
@@ -257,6 +258,19 @@ def test_norms_of_tiny_beside_huge_groups():
     scales = jnp.float32([1e-30, 1e-10, 1.0, 1e30])
     w = gaussian(2, 3, 4) * scales.reshape(1, 1, 4)
     np.testing.assert_allclose(norms_of(w, "outputs"), numpy_norms(w, (0, 1)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("way", [groups._squares_by_branch, groups.squares_by_sums])
+@pytest.mark.parametrize("outlier", [None, 0.0, 2e-38, 2e-23, 1e19, 3e38])
+@pytest.mark.parametrize("scale", [0.0, 1e-31, 1e-20, 1.0, 1e20, 1e37])
+def test_either_way_squares_are_right_at_any_scale(way, outlier, scale):
+    """On a CPU one of them runs, on an accelerator the other."""
+    w = np.array(gaussian(50, 4), np.float32) * np.float32(scale)
+    if outlier is not None:
+        w[7, 2] = outlier
+    inverse, squares = map(np.float64, jax.jit(way, static_argnums=1)(jnp.asarray(w), (0,)))
+    norms = np.sqrt(squares) / inverse
+    np.testing.assert_allclose(norms, numpy_norms(np.float64(w), (0,)), rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
