@@ -9,19 +9,14 @@ groups of m run along the inputs of Flax's layout.
 """
 
 import functools
-import itertools
-import math
 from collections.abc import Callable
 
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jaxprune.patterns import counting, groups, pieces, solver, tiles
+from jaxprune.patterns import choices, groups, pieces
 from jaxprune.trees import checks, masks, sampling
-
-_MOST, _BITS = 1000, 32  # patterns of one group, entries of one
 
 
 def init_pattern_logits(
@@ -65,35 +60,34 @@ def init_pattern_logits(
     >>> jp.init_pattern_logits(params, 2, 4, transposable=True)["kernel"].shape
     (90, 2, 1)
     """
-    kind = (n, m, transposable)
-    _table(*kind)
+    kind = choices.Kind(n, m, transposable)
+    choices.table(kind)
     checks.number("`prior`", prior, "a number")
     pruned = masks.prunable(params, where)
     chosen = jax.tree.map(lambda p, kept: None if kept is None else p, params, pruned)
     shardings = jax.tree_util.tree_map_with_path(_of_logits, chosen)
 
     def of_tree(params):
-        matrices = _matrix_tree(params, m, transposable)
+        matrices = choices.matrix_tree(kind, params)
         return pieces.one_by_one(lambda x: _preferred(kind, x, prior), matrices)
 
     return masks.sharded_as(of_tree, shardings)(chosen)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _preferred(kind, matrices: jax.Array, prior) -> jax.Array:
+def _preferred(kind: choices.Kind, matrices: jax.Array, prior) -> jax.Array:
     """`prior` times the kept magnitudes of each pattern, of mean zero and unit deviation."""
-    n, m, transposable = kind
+    centered = choices.table(kind) - kind.n / kind.m
 
     def gains(piece):
-        entries = _unfolded(jnp.abs(piece), m, transposable).astype(jnp.float32)
-        return _exact_product(_table(*kind) - n / m, entries)  # of mean zero over the patterns
+        return choices.sums(centered, choices.entries_of(kind, jnp.abs(piece)).astype(jnp.float32))
 
     # Twice, since with the deviation unknown they would have to be written before it is.
     square = lambda piece: (jnp.mean(jnp.square(gains(piece)), axis=0),)
-    ((squares,),) = pieces.map_pieces(square, [(matrices,)], m)
+    ((squares,),) = pieces.map_pieces(square, [(matrices,)], kind.m)
     scale = prior / jnp.maximum(jnp.sqrt(jnp.mean(squares)), jnp.finfo(jnp.float32).tiny)
-    ((logits,),) = pieces.map_pieces(lambda piece: (gains(piece) * scale,), [(matrices,)], m)
-    return logits
+    scaled = lambda piece: (gains(piece) * scale,)
+    return pieces.map_pieces(scaled, [(matrices,)], kind.m)[0][0]
 
 
 def _of_logits(path, leaf) -> jax.sharding.Sharding:
@@ -151,8 +145,8 @@ def gumbel_pattern_mask(
     """
     checks.key(key)
     temperature = sampling.usable_temperature(temperature)
-    _check_logits(params, logits, n, m, transposable)
-    kind = (n, m, transposable)
+    kind = choices.Kind(n, m, transposable)
+    _check_logits(params, logits, kind)
 
     def of_tree(key, params, logits, temperature):
         def draw(key, leaf, logit):
@@ -191,9 +185,8 @@ def pattern_mask(
     >>> jp.pattern_mask(params, logits, 2, 4)["kernel"].ravel()
     Array([False,  True,  True, False], dtype=bool)
     """
-    _check_logits(params, logits, n, m, transposable)
-
-    kind = (n, m, transposable)
+    kind = choices.Kind(n, m, transposable)
+    _check_logits(params, logits, kind)
     best = lambda leaf, logit: _best(kind, logit).reshape(leaf.shape)
     chosen = jax.tree.map(lambda p, a: None if a is None else p, params, logits)
     of_tree = functools.partial(pieces.one_by_one, best)
@@ -201,21 +194,20 @@ def pattern_mask(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _best(kind, logits: jax.Array) -> jax.Array:
-    return _masks(kind, _largest(kind, logits, logits, lambda logit, _: logit)[1])
+def _best(kind: choices.Kind, logits: jax.Array) -> jax.Array:
+    return choices.masks_of(kind, _largest(kind, logits, logits, lambda logit, _: logit)[1])
 
 
-def _check_logits(params, logits, n, m, transposable) -> None:
+def _check_logits(params, logits, kind: choices.Kind) -> None:
     masks.leaves_like(params, logits, "the logits", "`init_pattern_logits(params, ...)`")
-    count = len(_table(n, m, transposable))
+    count = len(choices.table(kind))
     shapes = jax.tree.map(
         lambda p, a: None if a is None else jax.ShapeDtypeStruct(p.shape, p.dtype), params, logits
     )
-    matrices = jax.eval_shape(lambda tree: _matrix_tree(tree, m, transposable), shapes)
+    matrices = jax.eval_shape(lambda tree: choices.matrix_tree(kind, tree), shapes)
 
     def check(path, matrix, logit):
-        *lead, inputs, outputs = matrix.shape
-        expected = (count, *lead, inputs // m, outputs // m if transposable else outputs)
+        expected = (count, *kind.groups(matrix.shape))
         if logit.shape != expected:
             raise ValueError(
                 f"logits of leaf '{masks.path_name(path)}' must have shape {expected}, got "
@@ -242,7 +234,7 @@ def _drawn_fwd(kind, random_bits, logits, keys, temperature):
         return logit - jnp.log(-jnp.log(sampling.open_uniform(logit, key, random_bits)))
 
     largest, winner, all_noisy = _largest(kind, logits, keys, noisy)
-    return _masks(kind, winner).astype(jnp.float32), (all_noisy, largest, temperature)
+    return choices.masks_of(kind, winner).astype(jnp.float32), (all_noisy, largest, temperature)
 
 
 def _largest(kind, logits: jax.Array, others: jax.Array, value: Callable):
@@ -254,34 +246,13 @@ def _largest(kind, logits: jax.Array, others: jax.Array, value: Callable):
         wins = own > best[0]
         return (jnp.where(wins, own, best[0]), jnp.where(wins, pattern, best[1])), own
 
-    patterns, shape = _patterns(kind), logits.shape[1:]
+    patterns, shape = choices.as_bits(kind), logits.shape[1:]
     # Known with the logits: or else they might lie in memory while those of other leaves are read.
     least, first = jnp.array(-jnp.inf, logits.dtype), patterns[0]
     logits, least, first = jax.lax.optimization_barrier((logits, least, first))
     start = (jnp.full(shape, least), jnp.full(shape, first))
     (largest, winner), values = jax.lax.scan(run, start, (patterns, logits, others))
     return largest, winner, values
-
-
-def _patterns(kind) -> jax.Array:
-    """All of them, as numbers with a bit for each entry, of as few bits as hold them."""
-    table = _table(*kind)
-    bits = table.shape[1]
-    return jnp.asarray(table @ 2.0 ** np.arange(bits), np.min_scalar_type(2**bits - 1))
-
-
-def _masks(kind, patterns: jax.Array) -> jax.Array:
-    """(..., inputs, outputs) of patterns (..., inputs / m, groups)."""
-    _, m, transposable = kind
-    width = m if transposable else 1
-
-    def of_piece(patterns):
-        one = patterns.dtype.type(1)
-        bit = lambda i: (patterns & one << patterns.dtype.type(i)) > 0
-        bits = [jnp.stack([bit(row * width + i) for i in range(width)]) for row in range(m)]
-        return (_folded(jnp.stack(bits)),)
-
-    return pieces.map_pieces(of_piece, [(patterns,)], 1)[0][0]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -292,9 +263,8 @@ def _drawn_bwd(kind, random_bits, residuals, cotangent):
     """
     del random_bits
     all_noisy, largest, temperature = residuals
-    _, m, transposable = kind
-    worth = _unfolded(cotangent, m, transposable)
-    gain, coldness = _gains(kind, worth.reshape(m, -1, *largest.shape)), 1.0 / temperature
+    gain = choices.gains(kind, choices.entries_of(kind, cotangent))
+    coldness = 1.0 / temperature
 
     def weigh(number, carried):
         array, total, gained = carried
@@ -313,83 +283,3 @@ def _drawn_bwd(kind, random_bits, residuals, cotangent):
 
 
 _drawn.defvjp(_drawn_fwd, _drawn_bwd)
-
-
-@functools.cache
-def _rows(kind) -> np.ndarray:
-    """(patterns, rows, entries of a row): a row is one input, its entries the outputs of a tile."""
-    table = _table(*kind)
-    return table.reshape(len(table), kind[1], -1)
-
-
-def _gains(kind, worth: jax.Array) -> Callable[[jax.Array], jax.Array]:
-    """From a pattern's number to what its entries are worth together.
-
-    There are fewer rows than patterns, so each is added up once.
-    """
-    sums, which = [], []
-    for i, rows in enumerate(np.moveaxis(_rows(kind), 1, 0)):
-        different, numbers = np.unique(rows, axis=0, return_inverse=True)
-        sums.append(_exact_product(different, worth[i]))
-        which.append(jnp.asarray(numbers.reshape(-1), jnp.int32))
-    return lambda number: functools.reduce(
-        jnp.add, [of_row[rows[number]] for of_row, rows in zip(sums, which, strict=True)]
-    )
-
-
-def _table(n: int, m: int, transposable: bool) -> np.ndarray:
-    """All patterns, (patterns, entries) of 0 and 1 in float32."""
-    tiles.check_pattern(n, m)
-    count = counting.mask_count(n, m, "transposable") if transposable else math.comb(m, n)
-    if count > _MOST:
-        raise ValueError(
-            f"{n}:{m} has {count:,} patterns to choose among, more than {_MOST:,}: choose a "
-            "smaller m"
-        )
-    entries = m * m if transposable else m
-    if entries > _BITS:
-        raise ValueError(
-            f"a tile of {n}:{m} has {entries} entries, more than {_BITS}: choose a smaller m"
-        )
-    if not transposable:
-        kept = [[i in chosen for i in range(m)] for chosen in itertools.combinations(range(m), n)]
-    else:
-        kept = [[row >> j & 1 for row in rows for j in range(m)] for rows in solver.all_masks(n, m)]
-    return np.array(kept, np.float32)
-
-
-def _exact_product(table: np.ndarray, x: jax.Array) -> jax.Array:
-    """In float32, where an accelerator would round to bfloat16."""
-    return jnp.tensordot(table, x, 1, precision=jax.lax.Precision.HIGHEST)
-
-
-def _matrix_tree(params: chex.ArrayTree, m: int, transposable: bool) -> chex.ArrayTree:
-    """Leaves as (..., inputs, outputs), of which these sides divide."""
-
-    def of_leaf(path, leaf):
-        name = masks.path_name(path)
-        matrices = tiles.as_matrices(name, leaf)
-        inputs, outputs = matrices.shape[-2:]
-        if inputs % m or (transposable and outputs % m):
-            raise ValueError(
-                f"sides must divide by {m}, but leaf '{name}' has {inputs} inputs and {outputs} "
-                "outputs; choose leaves with `where`"
-            )
-        return matrices
-
-    return jax.tree_util.tree_map_with_path(of_leaf, params)
-
-
-def _unfolded(matrices: jax.Array, m: int, transposable: bool) -> jax.Array:
-    """(entries of a group, ..., inputs / m, groups or tiles along the outputs)."""
-    if transposable:
-        whole = tiles.to_tiles(matrices, m)
-        return whole.reshape(m * m, *whole.shape[2:])
-    *lead, inputs, outputs = matrices.shape
-    return jnp.moveaxis(matrices.reshape(*lead, inputs // m, m, outputs), -2, 0)
-
-
-def _folded(entries: jax.Array) -> jax.Array:
-    """From (rows, entries of a row, ..., inputs / m, groups) to (..., inputs, outputs)."""
-    m, width, *lead, rows, columns = entries.shape
-    return jnp.moveaxis(entries, (0, 1), (-3, -1)).reshape(*lead, rows * m, columns * width)

@@ -12,7 +12,10 @@ from jax.sharding import AxisType
 
 import jaxprune as jp
 
-KINDS = [(2, 4, False), (1, 4, False), (4, 8, False), (2, 4, True), (1, 4, True), (1, 3, True)]
+KINDS = [
+    *[(2, 4, False), (1, 4, False), (4, 8, False), (31, 32, False)],
+    *[(2, 4, True), (1, 4, True), (1, 3, True), (4, 5, True)],
+]
 
 
 def normal(*shape, seed=0):
@@ -188,6 +191,8 @@ def test_errors():
         jp.init_pattern_logits(ones, 2, 4)
     with pytest.raises(ValueError, match="4:8 has 116,963,796,250 patterns"):
         jp.init_pattern_logits({"w": jnp.ones((8, 8))}, 4, 8, transposable=True)
+    with pytest.raises(ValueError, match="1:6 has 720 patterns of 36 entries"):
+        jp.init_pattern_logits({"w": jnp.ones((6, 6))}, 1, 6, transposable=True)
     with pytest.raises(ValueError, match="got n = 5, m = 4"):
         jp.init_pattern_logits(ones, 5, 4)
     params = {"w": jnp.ones((8, 8))}
