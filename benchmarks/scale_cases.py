@@ -96,10 +96,17 @@ class Setting:
         return jax.tree.map(change, tree)
 
     def placed(self, tree):
-        """Abstract arrays, sharded like kernels of their shape, or replicated."""
-        places = {leaf.shape: leaf.sharding for leaf in self.kernels.values()}
-        everywhere = NamedSharding(self.mesh, jax.P())
-        place = lambda x: places.get(x.shape, everywhere)
+        """Abstract arrays, sharded like kernels of their shape or close to it, or replicated."""
+
+        def place(x):
+            for kernel in self.kernels.values():
+                if len(x.shape) == kernel.ndim and all(
+                    size % own == 0 and own >= size / 8
+                    for size, own in zip(kernel.shape, x.shape, strict=True)
+                ):
+                    return kernel.sharding
+            return NamedSharding(self.mesh, jax.P())
+
         return jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place(x)), tree
         )

@@ -88,11 +88,16 @@ def map_pieces(
         view = jax.lax.dynamic_update_slice(view, piece.reshape(size), starts(index, view))
         return view.reshape(x.shape)
 
+    # Results begin as zeros that wait for the leaves: or else they might lie in memory while these
+    # are made.
+    leaves, zero = jax.lax.optimization_barrier((leaves, jnp.bool_(False)))
     views = [tuple(map(split, arrays)) for arrays in leaves]
 
     def step(i, results):
         leaf, *index = _unravel(i, counts)
-        read = [lambda view=view: tuple(taken(x, index) for x in view) for view in views]
+        # Without the barrier XLA would take the slice out of all branches, and choose among leaves.
+        written = jax.lax.optimization_barrier
+        read = [lambda view=view: written(tuple(taken(x, index) for x in view)) for view in views]
         outputs = function(*jax.lax.switch(leaf, read))
 
         def write(number):
@@ -108,8 +113,6 @@ def map_pieces(
         (*own(y, len(parts) + 1), *lead, y.shape[-2] // height * inside[-1], y.shape[-1])
         for y in first
     ]
-    # Zeros that wait for the leaves: or else they might lie in memory while these are made.
-    views, zero = jax.lax.optimization_barrier((views, jnp.bool_(False)))
     empty = [
         tuple(jnp.full(shape, zero.astype(y.dtype)) for shape, y in zip(whole, first, strict=True))
         for _ in leaves
