@@ -95,8 +95,9 @@ def map_pieces(
 
     def step(i, results):
         leaf, *index = _unravel(i, counts)
-        # Without the barrier XLA would take the slice out of all branches, and choose among leaves.
-        written = jax.lax.optimization_barrier
+        # Of two leaves or more, XLA would take the slices out of the branches if they weren't
+        # written there, and choose among whole leaves.
+        written = jax.lax.optimization_barrier if len(views) > 1 else lambda x: x
         read = [lambda view=view: written(tuple(taken(x, index) for x in view)) for view in views]
         outputs = function(*jax.lax.switch(leaf, read))
 
