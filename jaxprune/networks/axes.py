@@ -354,15 +354,15 @@ def _convolution(domain, step, operands):
 
 
 # Functions of single entries.
-_ENTRIES = (
-    ("abs", "acos", "acosh", "asin", "asinh", "atan", "atan2", "atanh", "cbrt", "ceil", "cos")
-    + ("cosh", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "integer_pow")
-    + ("is_finite", "log", "log1p", "logistic", "neg", "pow", "real", "rem", "round", "rsqrt")
-    + ("sign", "sin", "sinh", "sqrt", "square", "tan", "tanh", "add", "sub", "mul", "div", "max")
-    + ("min", "nextafter", "eq", "ne", "ge", "gt", "le", "lt", "and", "or", "xor", "not", "clamp")
-    + ("select_n", "convert_element_type", "copy", "copy_p", "reduce_precision")
-    + ("sharding_constraint", "stop_gradient")
-)
+_ENTRIES = [
+    "abs", "acos", "acosh", "asin", "asinh", "atan", "atan2", "atanh", "cbrt", "ceil", "cos",
+    "cosh", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "integer_pow",
+    "is_finite", "log", "log1p", "logistic", "neg", "pow", "real", "rem", "round", "rsqrt",
+    "sign", "sin", "sinh", "sqrt", "square", "tan", "tanh", "add", "sub", "mul", "div", "max",
+    "min", "nextafter", "eq", "ne", "ge", "gt", "le", "lt", "and", "or", "xor", "not",
+    "clamp", "select_n", "convert_element_type", "copy", "copy_p", "reduce_precision",
+    "sharding_constraint", "stop_gradient",
+]  # fmt: skip
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(_ENTRIES, _elementwise),

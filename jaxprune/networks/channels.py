@@ -28,7 +28,7 @@ class Place(NamedTuple):
     """Where a family's groups lie in one axis of a leaf.
 
     `indices` is an int array (groups, entries): what each group has of the axis. The name is such
-    as `conv/kernel[:, :, :, i]`.
+    as `conv/kernel[:, :, :, i]`, or `out/kernel[i, :] x64` where each group has 64 entries.
     """
 
     name: str
@@ -74,12 +74,11 @@ class Channels(NamedTuple):
 
     def __str__(self):
         """The families and the fixed axes, one a line."""
-        rows = [("groups", "each", "parameters", "flops", "and with them")]
+        rows = [("groups", "number", "parameters", "flops", "with them")]
         for family in self.groups:
             others = [place.name for place in family.places if place.name != family.name]
             numbers = (family.size, family.parameters, family.flops)
             rows.append((family.name, *(f"{x:,}" for x in numbers), ", ".join(others)))
-        rows += [(axis.name, "fixed", "", "", axis.reason) for axis in self.fixed]
         widths = [*[max(map(len, column)) for column in zip(*rows, strict=True)][:-1], 0]
         lines = (
             "  ".join(
@@ -88,7 +87,11 @@ class Channels(NamedTuple):
             )
             for row in rows
         )
-        return "\n".join(line.rstrip() for line in lines)
+        reasons: dict[str, list[str]] = {}
+        for axis in self.fixed:
+            reasons.setdefault(axis.reason, []).append(axis.name)
+        fixed = (f"fixed, as {reason}: {', '.join(axes)}" for reason, axes in reasons.items())
+        return "\n".join([*(line.rstrip() for line in lines), *fixed])
 
 
 def channel_groups(
@@ -120,10 +123,10 @@ def channel_groups(
     >>> params = {"a": jnp.ones((2, 3)), "bias": jnp.ones(3), "b": jnp.ones((3, 4))}
     >>> apply = lambda p, x: jnp.tanh(x @ p["a"] + p["bias"]) @ p["b"]
     >>> print(jp.channel_groups(apply, params, jnp.ones((1, 2))))
-    groups    each  parameters  flops  and with them
-    a[:, i]      3           7     12  b[i, :], bias[i]
-    a[i, :]  fixed                     it is the inputs'
-    b[:, i]  fixed                     it is the output's
+    groups   number  parameters  flops  with them
+    a[:, i]       3           7     12  b[i, :], bias[i]
+    fixed, as it is the inputs': a[i, :]
+    fixed, as it is the output's: b[:, i]
     """
     names, found = analysed(apply, params, example_inputs)
     return described(names, found, members(found))
@@ -192,7 +195,7 @@ def analysed(
     leaves = lambda axis: np.array([bool(found.terms.variables(x)) for x in axis.tolist()], bool)
     if_gone = [tuple(map(leaves, axes)) for axes in found.leaves]
     for variable, place in silence.heard(found, if_gone).items():
-        found.terms.fix(variable, f"it isn't zero in {place} when its parameters are")
+        found.terms.fix(variable, f"it changes {place} even when its parameters are zero")
     return names, found
 
 
@@ -227,8 +230,9 @@ def _family(names, found: Coupled, of: Members, variables: list[int]) -> Channel
     ranks = {}
     for leaf, axis in of[variables[0]]:
         rank = len(found.leaves[leaf])
-        name = axis_name(names[leaf], axis, rank)
         indices = np.array([of[variable][leaf, axis] for variable in variables])
+        entries = indices.shape[1]
+        name = axis_name(names[leaf], axis, rank) + (f" x{entries}" if entries > 1 else "")
         places.append(Place(name, names[leaf], axis, indices))
         ranks[name] = (-rank, -axis)
     parameters = _parameters(found, of[variables[0]])

@@ -59,23 +59,36 @@ class Shrunk(NamedTuple):
     kept: chex.ArrayTree
 
     def like(self, tree: Any) -> Any:
-        """Shrinks what mirrors the parameters, such as an optimizer state or an average.
+        """Shrinks what mirrors the parameters: an optimizer state, an average, the mask.
 
         Args:
-          tree: any tree. Subtrees with the structure and the shapes of the old parameters are cut
-            to the indices that are kept, everything else stays.
+          tree: any tree. Subtrees with the structure and the shapes of the old parameters, or None
+            in the place of some leaves, are cut to the indices that are kept; all else stays.
         """
         structure = jax.tree.structure(self.kept)
         kept = jax.tree.leaves(self.kept)
 
-        def mirrors(node):
-            if jax.tree.structure(node) != structure:
-                return False
-            shapes = map(jnp.shape, jax.tree.leaves(node))
-            return all(one.shape == shape for one, shape in zip(kept, shapes, strict=True))
+        def cut(node):
+            """The smaller subtree, or None if it mirrors nothing."""
+            try:
+                leaves = structure.flatten_up_to(node)
+            except ValueError:
+                return None
+            pairs = [
+                (one, leaf) for one, leaf in zip(kept, leaves, strict=True) if leaf is not None
+            ]
+            if not pairs or any(one.shape != getattr(x, "shape", None) for one, x in pairs):
+                return None
+            smaller = (
+                None if x is None else one.of(x) for one, x in zip(kept, leaves, strict=True)
+            )
+            return structure.unflatten(smaller)
 
-        cut = lambda node: jax.tree.map(Kept.of, self.kept, node) if mirrors(node) else node
-        return jax.tree.map(cut, tree, is_leaf=mirrors)
+        def cut_or_same(node):
+            smaller = cut(node)
+            return node if smaller is None else smaller
+
+        return jax.tree.map(cut_or_same, tree, is_leaf=lambda node: cut(node) is not None)
 
 
 def shrink(
@@ -141,10 +154,11 @@ def shrink(
     leaving = [variable for variable in leaving if variable not in heard]
     _check_something_stays(names, found, leaving)
     kept = _kept(params, found, leaving)
-    small = jax.tree.map(Kept.of, kept, params)
+    pruned = masks.apply_mask(params, mask)
+    small = jax.tree.map(Kept.of, kept, pruned)
     small_apply = _smaller(apply, params, kept)
     with jax.default_matmul_precision("highest"):
-        masked = jax.jit(apply)(masks.apply_mask(params, mask), *example_inputs)
+        masked = jax.jit(apply)(pruned, *example_inputs)
         shrunk = jax.jit(small_apply)(small, *example_inputs)
     removed = tuple(_removed(names, found, of, set(leaving)))
     return Shrunk(small, small_apply, removed, mask, _difference(masked, shrunk), kept)

@@ -41,7 +41,7 @@ def heard(coupled: Coupled, zeros: list[Axes]) -> dict[int, str]:
 
 def flags(value) -> Axes:
     """Of each index of each axis of an array, whether the slice there is zero."""
-    nonzero = np.asarray(value != 0)
+    nonzero = np.asarray(value) != 0
     others = [tuple(j for j in range(nonzero.ndim) if j != i) for i in range(nonzero.ndim)]
     return tuple(~nonzero.any(axes) for axes in others)
 
