@@ -74,15 +74,11 @@ class Shrunk(NamedTuple):
                 leaves = structure.flatten_up_to(node)
             except ValueError:
                 return None
-            pairs = [
-                (one, leaf) for one, leaf in zip(kept, leaves, strict=True) if leaf is not None
-            ]
-            if not pairs or any(one.shape != getattr(x, "shape", None) for one, x in pairs):
+            pairs = list(zip(kept, leaves, strict=True))
+            there = [(one.shape, getattr(x, "shape", None)) for one, x in pairs if x is not None]
+            if not there or any(old != new for old, new in there):
                 return None
-            smaller = (
-                None if x is None else one.of(x) for one, x in zip(kept, leaves, strict=True)
-            )
-            return structure.unflatten(smaller)
+            return structure.unflatten(None if x is None else one.of(x) for one, x in pairs)
 
         def cut_or_same(node):
             smaller = cut(node)
