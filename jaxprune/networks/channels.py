@@ -6,6 +6,7 @@ softmax runs over, are fixed as well (`silence`). Groups of one kind make a fami
 """
 
 import collections
+import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -192,8 +193,7 @@ def analysed(
     names = [masks.path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     program, _ = traced(apply, params, *inputs)
     found = coupled(program, len(names))
-    leaves = lambda axis: np.array([bool(found.terms.variables(x)) for x in axis.tolist()], bool)
-    if_gone = [tuple(map(leaves, axes)) for axes in found.leaves]
+    if_gone = [tuple(map(found.terms.can_leave, axes)) for axes in found.leaves]
     for variable, place in silence.heard(found, if_gone).items():
         found.terms.fix(variable, f"it changes {place} even when its parameters are zero")
     return names, found
@@ -202,10 +202,11 @@ def analysed(
 def members(found: Coupled) -> Members:
     """Of each variable that can leave, what it has of each (leaf, axis)."""
     of: Members = collections.defaultdict(lambda: collections.defaultdict(list))
+    variables = functools.cache(found.terms.variables)
     for leaf, axes in enumerate(found.leaves):
         for axis, terms in enumerate(axes):
-            for index, term in enumerate(terms.tolist()):
-                for variable in found.terms.variables(term):
+            for index, root in enumerate(found.terms.roots(terms).tolist()):
+                for variable in variables(root):
                     of[variable][leaf, axis].append(index)
     return of
 
@@ -283,8 +284,8 @@ _PRODUCTS = {"dot_general": _of_matrix_product, "conv_general_dilated": _of_conv
 def _fixed_axes(names, found: Coupled):
     for leaf, axes in enumerate(found.leaves):
         for axis, terms in enumerate(axes):
-            fixed = [i for i, x in enumerate(terms.tolist()) if not found.terms.variables(x)]
-            if fixed:
+            fixed = np.flatnonzero(~found.terms.can_leave(terms))
+            if len(fixed):
                 reason = found.terms.reason(int(terms[fixed[0]]))
                 name = axis_name(names[leaf], axis, len(axes))
-                yield FixedAxis(name, names[leaf], axis, np.array(fixed), reason)
+                yield FixedAxis(name, names[leaf], axis, fixed, reason)

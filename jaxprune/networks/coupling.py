@@ -26,6 +26,7 @@ class Terms:
     def __init__(self):
         """There are none yet."""
         self.parents = np.arange(1024)
+        self.plain = np.ones(1024, bool)  # neither fixed nor a tuple, ever
         self.count = 0
         self.parts: dict[int, tuple[int, ...]] = {}  # of roots that are tuples
         self.reasons: dict[int, str] = {}  # of roots that are fixed
@@ -33,10 +34,9 @@ class Terms:
     def fresh(self, count: int) -> Axis:
         """New variables."""
         start, self.count = self.count, self.count + count
-        while len(self.parents) < self.count:
-            self.parents = np.concatenate(
-                [self.parents, np.arange(len(self.parents), 2 * len(self.parents))]
-            )
+        while (size := len(self.parents)) < self.count:
+            self.parents = np.concatenate([self.parents, np.arange(size, 2 * size)])
+            self.plain = np.concatenate([self.plain, np.ones(size, bool)])
         return np.arange(start, self.count)
 
     def roots(self, terms: Axis) -> Axis:
@@ -53,13 +53,19 @@ class Terms:
         while (above := int(self.parents[term])) != term:
             path.append(term)
             term = above
-        self.parents[path] = term
+        if path:
+            self.parents[path] = term
         return term
 
     def unify(self, a: Axis, b: Axis) -> None:
         """Makes one of each pair of terms."""
         a, b = self.roots(a), self.roots(b)
-        for pair in dict.fromkeys(zip(a[a != b].tolist(), b[a != b].tolist(), strict=True)):
+        a, b = a[a != b], b[a != b]
+        both = np.concatenate([a, b])
+        if self.plain[both].all() and len(np.unique(both)) == len(both):
+            self.parents[b] = a
+            return
+        for pair in dict.fromkeys(zip(a.tolist(), b.tolist(), strict=True)):
             self._unify(*pair)
 
     def _unify(self, a: int, b: int) -> None:
@@ -74,6 +80,7 @@ class Terms:
             reason = reason or "it is split in two ways"
         tuples = [self.parts.pop(x, ()) for x in (a, b)]
         self.parents[b] = a
+        self.plain[a] &= self.plain[b]
         self.reasons.pop(b, None)
         if reason:
             for part in itertools.chain(*tuples):
@@ -115,6 +122,7 @@ class Terms:
         """Keeps the term for good, and with it all its parts."""
         root = self.root(term)
         self.reasons.setdefault(root, reason)
+        self.plain[root] = False
         for part in self.parts.pop(root, ()):
             self.fix(part, reason)
 
@@ -126,6 +134,7 @@ class Terms:
         if len(moving) <= 1:
             return (moving or columns)[0]
         new = self.fresh(len(moving[0]))
+        self.plain[new] = False
         tuples = zip(*(column.tolist() for column in moving), strict=True)
         self.parts.update(zip(new.tolist(), tuples, strict=True))
         return new
@@ -138,6 +147,11 @@ class Terms:
         if root not in self.parts:
             return frozenset([root])
         return frozenset().union(*map(self.variables, self.parts[root]))
+
+    def can_leave(self, axis: Axis) -> np.ndarray:
+        """Of each term, whether any variable takes it along."""
+        roots, places = np.unique(self.roots(axis), return_inverse=True)
+        return np.array([bool(self.variables(root)) for root in roots.tolist()], bool)[places]
 
     def reason(self, term: int) -> str:
         """Why the term is fixed, or all of its parts are."""
