@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.networks import silence
-from jaxprune.networks.axes import Axis
+from jaxprune.networks.axes import Axis, Passage
 from jaxprune.networks.coupling import Coupled, coupled
-from jaxprune.networks.program import traced
+from jaxprune.networks.program import all_steps, traced
 from jaxprune.trees import checks, masks
 
 Members = dict[int, dict[tuple[int, int], list[int]]]
@@ -75,11 +75,11 @@ class Channels(NamedTuple):
 
     def __str__(self):
         """The families and the fixed axes, one a line."""
-        rows = [("groups", "number", "parameters", "flops", "with them")]
+        rows: list[tuple[str, ...]] = [("groups", "number", "parameters", "flops", "with them")]
         for family in self.groups:
             others = [place.name for place in family.places if place.name != family.name]
             numbers = (family.size, family.parameters, family.flops)
-            rows.append((family.name, *(f"{x:,}" for x in numbers), ", ".join(others)))
+            rows.append((family.name, *map("{:,}".format, numbers), ", ".join(others)))
         widths = [*[max(map(len, column)) for column in zip(*rows, strict=True)][:-1], 0]
         lines = (
             "  ".join(
@@ -206,17 +206,27 @@ def members(found: Coupled) -> Members:
     for leaf, axes in enumerate(found.leaves):
         for axis, terms in enumerate(axes):
             for index, root in enumerate(found.terms.roots(terms).tolist()):
-                for variable in variables(root):
+                for variable in sorted(variables(root)):
                     of[variable][leaf, axis].append(index)
     return of
 
 
 def families(of: Members) -> dict[tuple, list[int]]:
-    """The variables of each kind: those with as much of the same axes."""
+    """The variables of each kind: those with as much of the same axes, but none of it shared.
+
+    So the heads of a flat axis are one family and the entries of a head another, though both may
+    take the same number of indices along.
+    """
     alike: dict[tuple, list[int]] = {}
+    taken: dict[tuple, set] = {}
     for variable, places in of.items():
         kind = tuple((place, len(indices)) for place, indices in places.items())
-        alike.setdefault(kind, []).append(variable)
+        entries = {(place, index) for place, indices in places.items() for index in indices}
+        number = 0
+        while not taken.setdefault((kind, number), set()).isdisjoint(entries):
+            number += 1
+        taken[kind, number] |= entries
+        alike.setdefault((kind, number), []).append(variable)
     return alike
 
 
@@ -260,22 +270,22 @@ def _flops(found: Coupled, variable: int) -> int:
     """What all products save without the variable."""
     gone = found.terms.leaving([variable])
     saved = 0
-    for step, passage in zip(found.program.steps, found.passages, strict=True):
-        if passage is not None and step.name in _PRODUCTS:
-            axes = _PRODUCTS[step.name](step, *passage)
+    for step, times in all_steps(found.program.body):
+        if step.name in _PRODUCTS and step.outputs[0] in found.passages:
+            axes = _PRODUCTS[step.name](step, found.passages[step.outputs[0]])
             stay = math.prod(len(axis) - int(gone[axis].sum()) for axis in axes)
-            saved += 2 * (math.prod(map(len, axes)) - stay)
+            saved += 2 * times * (math.prod(map(len, axes)) - stay)
     return saved
 
 
-def _of_matrix_product(step, operands, results) -> list[Axis]:
+def _of_matrix_product(step, passage: Passage) -> list[Axis]:
     (contracted, _), _ = step.equation.params["dimension_numbers"]
-    return [*results[0], *(operands[0][i] for i in contracted)]
+    return [*passage.results[0], *(passage.operands[0][i] for i in contracted)]
 
 
-def _of_convolution(step, operands, results) -> list[Axis]:
+def _of_convolution(step, passage: Passage) -> list[Axis]:
     _, (_, *summed), _ = step.equation.params["dimension_numbers"]
-    return [*results[0], *(operands[1][i] for i in summed)]
+    return [*passage.results[0], *(passage.operands[1][i] for i in summed)]
 
 
 _PRODUCTS = {"dot_general": _of_matrix_product, "conv_general_dilated": _of_convolution}

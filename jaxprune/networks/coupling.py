@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxprune.networks import axes as rules
-from jaxprune.networks.axes import Axes, Axis, Passage
+from jaxprune.networks.axes import Axes, Axis, Follower, Passage
 from jaxprune.networks.program import Program, Step
 
 
@@ -185,7 +184,7 @@ class Coupling:
         self.program = program
         self.terms = Terms()
 
-    def begin(self, number: int, step: Step) -> None:
+    def begin(self, step: Step) -> None:
         """Nothing depends on the step."""
 
     def constant(self, slot: int) -> Axes:
@@ -255,25 +254,26 @@ class Coupling:
 class Coupled(NamedTuple):
     """A function's program with the terms of its axes.
 
-    `leaves` has the axes of each leaf of the parameters, `passages` those around each step.
+    `leaves` has the axes of each leaf of the parameters, `passages` those around each step, by the
+    first slot that it fills.
     """
 
     program: Program
     terms: Terms
     leaves: list[Axes]
-    passages: list[Passage | None]
+    passages: dict[int, Passage]
 
 
 def coupled(program: Program, number_of_leaves: int) -> Coupled:
     """Follows the axes of the first inputs, which are the leaves of the parameters."""
     domain = Coupling(program)
-    avals = [program.avals[i] for i in program.inputs]
+    avals = [program.avals[i] for i in program.body.inputs]
     leaves = [_leaf(domain, aval) for aval in avals[:number_of_leaves]]
     others = [_fixed(domain, aval, "it is the inputs'") for aval in avals[number_of_leaves:]]
-    passages, outputs = rules.followed(program, domain, [*leaves, *others])
-    for axis in itertools.chain(*outputs):
+    follower = Follower(program, domain)
+    for axis in itertools.chain(*follower.follow(program.body, [*leaves, *others])):
         domain.fix(axis, "it is the output's")
-    return Coupled(program, domain.terms, leaves, passages)
+    return Coupled(program, domain.terms, leaves, follower.passages)
 
 
 def _leaf(domain: Coupling, aval) -> Axes:

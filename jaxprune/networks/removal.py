@@ -179,14 +179,18 @@ def _heard(found: Coupled, params, mask) -> dict[int, str]:
 
 def _completed(params, mask, of: Members, variables: Iterable[int]) -> chex.ArrayTree:
     """The mask with all parameters of some groups pruned as well."""
-    keeps = [None if keep is None else np.array(keep) for keep in _keeps(params, mask)]
     leaves, structure = jax.tree.flatten(params)
+    keeps = _keeps(params, mask)
+    new: dict[int, np.ndarray] = {}
     for variable in variables:
         for (leaf, axis), indices in of[variable].items():
-            if keeps[leaf] is None:
-                keeps[leaf] = np.ones(leaves[leaf].shape, bool)
-            np.moveaxis(keeps[leaf], axis, 0)[indices] = False
-    return structure.unflatten(None if keep is None else jnp.asarray(keep) for keep in keeps)
+            if leaf not in new:
+                before = keeps[leaf]
+                whole = np.ones(leaves[leaf].shape, bool)
+                new[leaf] = whole if before is None else np.array(before)
+            np.moveaxis(new[leaf], axis, 0)[indices] = False
+    changed = {leaf: jnp.asarray(keep) for leaf, keep in new.items()}
+    return structure.unflatten(changed.get(leaf, keep) for leaf, keep in enumerate(keeps))
 
 
 def _refusal(names, found: Coupled, params, mask, of: Members, partly: dict[int, str]) -> str:
@@ -262,10 +266,10 @@ def _smaller(apply, params: chex.ArrayTree, kept: chex.ArrayTree) -> Callable[..
 
 def _left(found: Coupled, kept: list[Kept]) -> list[int]:
     """The groups of a network that has been traced anew of which nothing is kept."""
-    keeps = lambda leaf, axis, indices: kept[leaf].axes[axis][indices].any()
-    of = channels.members(found)
-    stays = lambda places: any(keeps(*place, indices) for place, indices in places.items())
-    left = [variable for variable, places in of.items() if not stays(places)]
+    stays = lambda places: any(
+        kept[leaf].axes[axis][indices].any() for (leaf, axis), indices in places.items()
+    )
+    left = [v for v, places in channels.members(found).items() if not stays(places)]
     gone = found.terms.leaving(left)
     for one, axes in zip(kept, found.leaves, strict=True):
         for keep, terms in zip(one.axes, axes, strict=True):

@@ -11,10 +11,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxprune.networks import program as programs
-from jaxprune.networks.axes import Axes, Axis
+from jaxprune.networks.axes import Axes, Axis, Passage
 from jaxprune.networks.coupling import Coupled
-from jaxprune.networks.program import Step, is_constant
+from jaxprune.networks.program import Body, Step, bind, scan_counts
 
 Keeps = Callable[[Axis], np.ndarray]
 
@@ -30,23 +29,82 @@ def taken(value, axes: Axes, keeps: Keeps):
 
 def evaluate(coupled: Coupled, keeps: Keeps, inputs: Sequence[Any]) -> list[Any]:
     """The outputs for inputs of which the parameters have only the indices that stay."""
-    program = coupled.program
-    values = dict(program.known)
-    values.update(zip(program.inputs, inputs, strict=True))
-    for step, passage in zip(program.steps, coupled.passages, strict=True):
-        operands = [values[i] for i in step.inputs]
-        if passage is None or is_constant(program, step):
-            results = programs.bind(step, operands)
-        else:
-            operands = [
-                taken(value, axes, keeps) if program.constant[slot] else value
-                for slot, value, axes in zip(step.inputs, operands, passage[0], strict=True)
-            ]
-            resize = _RESIZED.get(step.name)
-            changed = resize(step, *passage, keeps) if resize else {}
-            results = programs.bind(step, operands, **changed)
-        values.update(zip(step.outputs, results, strict=True))
-    return [values[i] for i in program.outputs]
+    evaluator = _Evaluator(coupled, keeps)
+    body = coupled.program.body
+    evaluator.run(body, inputs)
+    return [evaluator.values[i] for i in body.outputs]
+
+
+class _Evaluator:
+    """What is in each slot: constants whole, everything else at the indices that stay."""
+
+    def __init__(self, coupled: Coupled, keeps: Keeps, values: dict[int, Any] | None = None):
+        self.coupled = coupled
+        self.keeps = keeps
+        self.values = dict(coupled.program.known if values is None else values)
+
+    def run(self, body: Body, inputs: Sequence[Any]) -> None:
+        """Fills the slots of a body."""
+        self.values.update(zip(body.inputs, inputs, strict=True))
+        for step in body.steps:
+            self.values.update(zip(step.outputs, self._results(step), strict=True))
+
+    def _results(self, step: Step) -> Sequence[Any]:
+        if self.coupled.program.is_constant(step):
+            return bind(step, [self.values[i] for i in step.inputs])
+        passage = self.coupled.passages[step.outputs[0]]
+        if step.bodies:
+            return _WITH_BODIES[step.name](self, step, passage)
+        resize = _RESIZED.get(step.name)
+        changed = resize(step, passage.operands, passage.results, self.keeps) if resize else {}
+        return bind(step, self._taken(step.inputs, passage.operands), **changed)
+
+    def _taken(self, slots: Sequence[int], axes: Sequence[Axes]) -> list[Any]:
+        """What is in the slots, with constants cut to what they meet."""
+        constant = self.coupled.program.constant
+        return [
+            taken(self.values[slot], own, self.keeps) if constant[slot] else self.values[slot]
+            for slot, own in zip(slots, axes, strict=True)
+        ]
+
+    def _inside(self, body: Body, axes: list[Axes], inputs: Sequence[Any]) -> list[Any]:
+        """The outputs of a body inside of this one."""
+        inner = _Evaluator(self.coupled, self.keeps, self.values)
+        inner.run(body, inputs)
+        return inner._taken(body.outputs, axes)
+
+    def scan(self, step: Step, passage: Passage) -> Sequence[Any]:
+        """The same loop over less."""
+        (body,), (axes,) = step.bodies, passage.inner
+        params = step.equation.params
+        same, carried = scan_counts(step.equation)
+
+        def iteration(carry, xs):
+            outputs = self._inside(body, axes, [*carry, *xs])
+            return outputs[:carried], outputs[carried:]
+
+        operands = self._taken(step.inputs, passage.operands)[same:]
+        options = {name: params[name] for name in ("length", "reverse", "unroll")}
+        carry, stacked = jax.lax.scan(iteration, operands[:carried], operands[carried:], **options)
+        return [*carry, *stacked]
+
+    def custom_jvp(self, step: Step, passage: Passage) -> Sequence[Any]:
+        """The same function with its own derivative."""
+        (body, rule), (axes, axes_of_rule) = step.bodies, passage.inner
+
+        @jax.custom_jvp
+        def function(*inputs):
+            return self._inside(body, axes, inputs)
+
+        @function.defjvp
+        def _(primals, tangents):
+            outputs = self._inside(rule, axes_of_rule, [*primals, *tangents])
+            return outputs[: len(axes)], outputs[len(axes) :]
+
+        return function(*(self.values[i] for i in body.inputs))
+
+
+_WITH_BODIES = {"scan": _Evaluator.scan, "custom_jvp_call": _Evaluator.custom_jvp}
 
 
 def _shape(axes: Axes, keeps: Keeps) -> tuple[int, ...]:

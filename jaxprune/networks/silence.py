@@ -16,9 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.networks import axes as rules
 from jaxprune.networks import program as programs
-from jaxprune.networks.axes import Axes, Axis
+from jaxprune.networks.axes import Axes, Axis, Follower
 from jaxprune.networks.coupling import Coupled
 from jaxprune.networks.program import Step
 
@@ -29,9 +28,9 @@ def heard(coupled: Coupled, zeros: list[Axes]) -> dict[int, str]:
     `zeros` says of each index of each axis of each leaf whether the slice is zero.
     """
     domain = _Silence(coupled)
-    avals = [coupled.program.avals[i] for i in coupled.program.inputs[len(zeros) :]]
+    avals = [coupled.program.avals[i] for i in coupled.program.body.inputs[len(zeros) :]]
     others = [tuple(np.zeros(size, bool) for size in aval.shape) for aval in avals]
-    rules.followed(coupled.program, domain, [*zeros, *others])
+    Follower(coupled.program, domain).follow(coupled.program.body, [*zeros, *others])
     found: dict[int, str] = {}
     for term, place in domain.loud.items():
         for variable in coupled.terms.variables(term):
@@ -55,10 +54,9 @@ class _Silence:
         self.loud: dict[int, str] = {}
         self.constants = programs.constants(coupled.program)
 
-    def begin(self, number: int, step: Step) -> None:
-        """Remembers the terms of the operands' axes."""
+    def begin(self, step: Step) -> None:
+        """Remembers the step."""
         self.step = step
-        self.operands = self.coupled.passages[number][0]
 
     def constant(self, slot: int) -> Axes:
         """Looks at the value, unless it is traced."""
@@ -128,7 +126,7 @@ class _Silence:
         """Notes what adds something."""
         silent = functools.reduce(operator.or_, [zero for _, _, zero in operands])
         number, place, _ = operands[0]
-        terms = self.operands[number][place]
+        terms = self.coupled.passages[self.step.outputs[0]].operands[number][place]
         shape = self.program.avals[self.step.inputs[number]].str_short()
         for term in terms[~silent].tolist():
             self.loud.setdefault(term, f"`{self.step.name}` of {shape}")

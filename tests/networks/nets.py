@@ -218,6 +218,16 @@ def decoder():
     return linen(Small(function), WORDS)
 
 
+def recurrent():
+    """Two kinds of recurrent cells in scans."""
+
+    def function(x):
+        x = nn.RNN(nn.SimpleCell(4))(nn.RNN(nn.GRUCell(6))(x))
+        return nn.Dense(2)(x[:, -1])
+
+    return linen(Small(function), normal(2, 5, 3))
+
+
 def nnx_residual():
     class Net(nnx.Module):
         def __init__(self):
@@ -277,4 +287,4 @@ def equinox():
 
 
 NETS = [mlp, lenet, vgg, residual, depthwise, grouped, dense_net, squeeze_excite, group_norm, vit]
-NETS += [fused_qkv, split_qkv, decoder, nnx_residual, nnx_attention, equinox]
+NETS += [fused_qkv, split_qkv, decoder, recurrent, nnx_residual, nnx_attention, equinox]

@@ -40,6 +40,7 @@ SIZES = {
     "fused_qkv": (14, 347, 73),
     "split_qkv": (10, 147, 39),
     "decoder": (30, 768, 152),
+    "recurrent": (10, 240, 84),
     "nnx_residual": (10, 740, 263),
     "nnx_attention": (30, 640, 172),
     "equinox": (10, 349, 122),
@@ -87,6 +88,48 @@ def mask_of(params, **pruned):
         np.moveaxis(keep, 0 if name.isupper() else -1, 0)[indices] = False
         mask[leaf] = jnp.asarray(keep) if mask[leaf] is None else mask[leaf] & keep
     return mask
+
+
+def stacked():
+    """Layers in a scan, on a residual stream."""
+    shapes = {"in": (3, 6), "w": (4, 6, 8), "b": (4, 1, 8), "v": (4, 8, 6), "out": (6, 2)}
+    params = nets.shaken({name: jnp.zeros(shape) for name, shape in shapes.items()})
+
+    def layer(x, params):
+        h = jax.nn.relu(x @ params["w"] + params["b"])
+        return x + h @ params["v"], h.sum(-1)
+
+    def apply(params, x):
+        layers = {name: params[name] for name in "wbv"}
+        x, sums = jax.lax.scan(layer, x @ params["in"], layers)
+        return x @ params["out"] + sums.sum(0)[:, None]
+
+    return apply, params, nets.normal(5, 3)
+
+
+def test_layers_in_a_scan():
+    apply, params, x = stacked()
+    channels = jp.channel_groups(apply, params, x)
+    assert [(f.name, f.size) for f in channels.groups] == [("b[:, :, i]", 8), ("v[:, :, i]", 6)]
+    assert channels.groups[0].flops == 4 * 2 * 2 * 5 * 6
+    small = jp.shrink(apply, params, jp.channel_mask(params, half(channels)), x)
+    assert small.params["w"].shape == (4, 3, 4)
+    masked = jp.apply_mask(params, small.mask)
+    close(apply(masked, x[:2]), small.apply(small.params, x[:2]))
+    grads = [
+        jax.grad(lambda params, apply=apply: jnp.sum(apply(params, x) ** 2))(params)
+        for apply, params in ((apply, masked), (small.apply, small.params))
+    ]
+    jax.tree.map(close, small.like(grads[0]), grads[1])
+
+
+def test_derivatives_of_their_own():
+    """That of `jax.nn.relu` is 0 at 0, that of the maximum it is made of 1/2."""
+    apply, params, x = plain()
+    params["bias"] = jnp.zeros(4)
+    small = jp.shrink(apply, params, mask_of(params, B=[2, 3], C=[2, 3]), x)
+    grad = jax.grad(lambda params: jnp.sum(small.apply(params, jnp.zeros((5, 3)))))(small.params)
+    np.testing.assert_array_equal(grad["bias"], 0)
 
 
 def test_zero_senders_suffice():
@@ -174,6 +217,7 @@ def test_training_goes_on_with_the_state_of_the_optimizer():
     small_state = small.like(state)
     assert small_state[0].mu["b"].shape == (3, 3)
     assert small_state[0].count == 1
+    assert jp.count(small.like(mask)) == 9 + 3 + 9 + 6
     big, _ = step(apply, params, state)
     new, _ = jax.jit(step, static_argnums=0)(small.apply, small.params, small_state)
     jax.tree.map(close, small.like(jp.apply_mask(big, mask)), new)

@@ -140,18 +140,41 @@ def network(names):
     return apply, list(map(jnp.asarray, params))
 
 
-@hypothesis.settings(max_examples=40)
-@hypothesis.given(st.lists(st.sampled_from(NAMES), min_size=1, max_size=5), st.data())
+LISTS = st.lists(st.sampled_from(NAMES), min_size=1, max_size=5)
+INPUTS = np.float32(np.random.default_rng(0).normal(size=(BATCH, TIME, 5)))
+
+
+def some_groups(channels, data):
+    """Not all of any family."""
+    for family in channels.groups:
+        if family.size > 1:
+            numbers = data.draw(st.sets(st.integers(1, family.size - 1)), label=family.name)
+            yield family, sorted(numbers)
+
+
+@hypothesis.settings(max_examples=30)
+@hypothesis.given(LISTS, st.data())
 def test_equals_the_masked_network(names, data):
     apply, params = network(names)
-    inputs = jnp.asarray(np.random.default_rng(0).normal(size=(BATCH, TIME, 5)), jnp.float32)
-    channels = jp.channel_groups(apply, params, inputs)
-    removed = [
-        (family, sorted(data.draw(st.sets(st.integers(1, family.size - 1)), label=family.name)))
-        for family in channels.groups
-        if family.size > 1
-    ]
+    removed = list(some_groups(jp.channel_groups(apply, params, INPUTS), data))
     mask = jp.channel_mask(params, removed)
-    small = jp.shrink(apply, params, mask, inputs)
+    small = jp.shrink(apply, params, mask, INPUTS)
     assert small.difference < 1e-5
     assert [n for _, n in small.removed] == [tuple(n) for _, n in removed if n]
+
+
+@hypothesis.settings(max_examples=30)
+@hypothesis.given(LISTS, st.sampled_from(["keep", "complete"]), st.data())
+def test_parts_of_groups(names, partial, data):
+    """Whatever else the mask prunes of some groups: what leaves wasn't heard."""
+    apply, params = network(names)
+    parts = [
+        (
+            family._replace(places=tuple(data.draw(st.lists(st.sampled_from(family.places))))),
+            numbers,
+        )
+        for family, numbers in some_groups(jp.channel_groups(apply, params, INPUTS), data)
+    ]
+    mask = jp.channel_mask(params, [part for part in parts if part[0].places])
+    small = jp.shrink(apply, params, mask, INPUTS, partial=partial)
+    assert small.difference < 1e-5
