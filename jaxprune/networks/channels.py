@@ -7,6 +7,7 @@ softmax runs over, are fixed as well (`silence`). Groups of one kind make a fami
 
 import collections
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -17,9 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.networks import silence
-from jaxprune.networks.axes import Axis, Passage
 from jaxprune.networks.coupling import Coupled, coupled
+from jaxprune.networks.following import Passage
 from jaxprune.networks.program import all_steps, traced
+from jaxprune.networks.rules import Axis
 from jaxprune.trees import checks, masks
 
 Members = dict[int, dict[tuple[int, int], list[int]]]
@@ -193,6 +195,9 @@ def analysed(
     names = [masks.path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     program, _ = traced(apply, params, *inputs)
     found = coupled(program, len(names))
+    for axis in itertools.chain(*found.leaves):
+        if len(roots := np.unique(found.terms.roots(axis))) == 1:
+            found.terms.fix(int(roots[0]), "it is all there is")
     if_gone = [tuple(map(found.terms.can_leave, axes)) for axes in found.leaves]
     for variable, place in silence.heard(found, if_gone).items():
         found.terms.fix(variable, f"it changes {place} even when its parameters are zero")
@@ -271,8 +276,8 @@ def _flops(found: Coupled, variable: int) -> int:
     gone = found.terms.leaving([variable])
     saved = 0
     for step, times in all_steps(found.program.body):
-        if step.name in _PRODUCTS and step.outputs[0] in found.passages:
-            axes = _PRODUCTS[step.name](step, found.passages[step.outputs[0]])
+        if step.name in _PRODUCTS and id(step) in found.passages:
+            axes = _PRODUCTS[step.name](step, found.passages[id(step)])
             stay = math.prod(len(axis) - int(gone[axis].sum()) for axis in axes)
             saved += 2 * times * (math.prod(map(len, axes)) - stay)
     return saved

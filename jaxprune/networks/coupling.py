@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxprune.networks.axes import Axes, Axis, Follower, Passage
+from jaxprune.networks.following import Follower, Passage
 from jaxprune.networks.program import Program, Step
+from jaxprune.networks.rules import Axes, Axis
 
 
 class Terms:
@@ -254,8 +255,8 @@ class Coupling:
 class Coupled(NamedTuple):
     """A function's program with the terms of its axes.
 
-    `leaves` has the axes of each leaf of the parameters, `passages` those around each step, by the
-    first slot that it fills.
+    `leaves` has the axes of each leaf of the parameters, `passages` those around each step, by
+    its `id`.
     """
 
     program: Program

@@ -33,8 +33,16 @@ class Kept:
     axes: tuple[np.ndarray, ...]
 
     def of(self, leaf: Any) -> Any:
-        """The leaf at the indices that are kept."""
-        return resizing.taken(leaf, self.axes, lambda keep: keep)
+        """The leaf at the indices that are kept; sharded as it was, where these can be divided."""
+        small = resizing.taken(leaf, self.axes, lambda keep: keep)
+        sharding = None if isinstance(leaf, jax.core.Tracer) else getattr(leaf, "sharding", None)
+        if not isinstance(sharding, jax.sharding.NamedSharding):
+            return small
+        try:
+            sharding.shard_shape(small.shape)
+        except ValueError:
+            return small
+        return jax.device_put(small, sharding)
 
     @property
     def small_shape(self) -> tuple[int, ...]:
@@ -249,8 +257,7 @@ def _removed(names, found: Coupled, of: Members, leaving: set[int]):
 
 def _smaller(apply, params: chex.ArrayTree, kept: chex.ArrayTree) -> Callable[..., Any]:
     """The function of smaller parameters, for any inputs that the old one can be traced with."""
-    shape = lambda x: jax.ShapeDtypeStruct(jnp.shape(x), x.dtype)
-    full = jax.tree.map(shape, params)
+    full = jax.eval_shape(lambda tree: tree, params)
 
     def small_apply(params, *inputs):
         leaves = _checked_leaves(params, kept)

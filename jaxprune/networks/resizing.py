@@ -11,9 +11,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxprune.networks.axes import Axes, Axis, Passage
 from jaxprune.networks.coupling import Coupled
+from jaxprune.networks.following import Passage
 from jaxprune.networks.program import Body, Step, bind, scan_counts
+from jaxprune.networks.rules import Axes, Axis
 
 Keeps = Callable[[Axis], np.ndarray]
 
@@ -52,7 +53,7 @@ class _Evaluator:
     def _results(self, step: Step) -> Sequence[Any]:
         if self.coupled.program.is_constant(step):
             return bind(step, [self.values[i] for i in step.inputs])
-        passage = self.coupled.passages[step.outputs[0]]
+        passage = self.coupled.passages[id(step)]
         if step.bodies:
             return _WITH_BODIES[step.name](self, step, passage)
         resize = _RESIZED.get(step.name)

@@ -17,9 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.networks import program as programs
-from jaxprune.networks.axes import Axes, Axis, Follower
 from jaxprune.networks.coupling import Coupled
+from jaxprune.networks.following import Follower
 from jaxprune.networks.program import Step
+from jaxprune.networks.rules import Axes, Axis
 
 
 def heard(coupled: Coupled, zeros: list[Axes]) -> dict[int, str]:
@@ -40,6 +41,8 @@ def heard(coupled: Coupled, zeros: list[Axes]) -> dict[int, str]:
 
 def flags(value) -> Axes:
     """Of each index of each axis of an array, whether the slice there is zero."""
+    if jnp.issubdtype(getattr(value, "dtype", float), jax.dtypes.extended):  # keys
+        return tuple(np.zeros(size, bool) for size in value.shape)
     nonzero = np.asarray(value) != 0
     others = [tuple(j for j in range(nonzero.ndim) if j != i) for i in range(nonzero.ndim)]
     return tuple(~nonzero.any(axes) for axes in others)
@@ -60,9 +63,9 @@ class _Silence:
 
     def constant(self, slot: int) -> Axes:
         """Looks at the value, unless it is traced."""
-        value, aval = self.constants[slot], self.program.avals[slot]
-        if isinstance(value, jax.core.Tracer) or jnp.issubdtype(aval.dtype, jax.dtypes.extended):
-            return tuple(np.zeros(size, bool) for size in aval.shape)
+        value = self.constants[slot]
+        if isinstance(value, jax.core.Tracer):
+            return tuple(np.zeros(size, bool) for size in value.shape)
         return flags(value)
 
     def copies(self, size: int) -> Axis:
@@ -126,7 +129,7 @@ class _Silence:
         """Notes what adds something."""
         silent = functools.reduce(operator.or_, [zero for _, _, zero in operands])
         number, place, _ = operands[0]
-        terms = self.coupled.passages[self.step.outputs[0]].operands[number][place]
+        terms = self.coupled.passages[id(self.step)].operands[number][place]
         shape = self.program.avals[self.step.inputs[number]].str_short()
         for term in terms[~silent].tolist():
             self.loud.setdefault(term, f"`{self.step.name}` of {shape}")

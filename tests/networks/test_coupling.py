@@ -56,6 +56,7 @@ PASSES = {
     "padded rows": lambda x: jnp.pad(x, ((1, 1), (0, 0))),
     "rows by index": lambda x: jax.lax.dynamic_slice_in_dim(x, jnp.int32(1), 2),
     "a loop over rows": lambda x: jax.lax.scan(lambda c, r: (c + r, c * r), jnp.zeros(4), x)[1],
+    "a print": lambda x: jax.debug.print("{}", x.sum()) or x,
     "a map over rows": lambda x: jax.lax.map(jnp.sin, x),
 }
 
@@ -123,8 +124,19 @@ def test_copies_leave_alone():
     np.testing.assert_array_equal(family.places[0].indices, [[0, 2, 4], [1, 3, 5]])
 
 
+def test_all_there_is_is_fixed():
+    """A single channel, and channels of which none could leave alone."""
+    assert families(lambda p, x: x @ p[0] @ p[1], jnp.ones((3, 1)), jnp.ones((1, 2))) == {}
+    both = lambda p, x: (lambda y: y + y[:, ::-1])(x @ p[0]) @ p[1]
+    swapped = lambda p, x: (lambda y: y + jnp.concatenate([y[:, 1:], y[:, :1]], 1))(x @ p[0]) @ p[1]
+    for apply in both, swapped:
+        channels = jp.channel_groups(apply, [jnp.ones((3, 2)), jnp.ones((2, 2))], X)
+        assert channels.groups == ()
+    assert channels.fixed[1].reason == "it is all there is"
+
+
 def test_strides_fix():
-    strided = through(lambda x: x[:, ::2], 2)
+    strided = through(lambda x: jax.lax.slice_in_dim(x, 0, 4, 2, 1), 2)
     assert strided(families) == {}
     assert strided(reasons)["0[:, i]"] == "a slice takes every n-th index"
 

@@ -1,6 +1,7 @@
 """A network without its pruned channels computes what the masked one computes."""
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -237,6 +238,55 @@ def test_integers_and_half_precision():
     small = jp.shrink(apply, params, mask, x.astype(jnp.bfloat16))
     assert small.params["a"].dtype == jnp.bfloat16
     assert small.params["count"].shape == (3,)
+
+
+def test_sharded_parameters_stay_sharded():
+    apply, params, x = plain()
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("m",))
+    columns = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "m"))
+    params["b"] = jax.device_put(params["b"], columns)
+    params["a"] = jax.device_put(params["a"], columns)
+    small = jp.shrink(apply, params, mask_of(params, B=[2, 3], C=[2, 3]), x)
+    assert small.params["b"].sharding == small.params["a"].sharding == columns
+    assert small.params["b"].shape == (2, 2)
+    small = jp.shrink(apply, params, mask_of(params, B=[3], C=[3]), x)
+    assert small.params["b"].shape == (3, 3)
+
+
+def test_prints_and_keys():
+    def apply(params, x, key):
+        hidden = jax.nn.relu(x @ params["a"])
+        jax.debug.print("{}", x.sum())
+        noise = jax.random.normal(key, (5, 1))
+        return (hidden + noise) @ params["b"]
+
+    params, key = {"a": nets.normal(3, 4), "b": nets.normal(4, 2)}, jax.random.key(1)
+    small = jp.shrink(apply, params, mask_of(params, B=[1]), nets.normal(5, 3), key)
+    assert small.params["a"].shape == (3, 3)
+
+
+def test_leaves_that_are_no_arrays_of_numbers():
+    apply = lambda params, x: jnp.tanh(x @ params["a"]) @ params["b"] * params["scale"]
+    params = {
+        "a": nets.normal(3, 4),
+        "b": nets.normal(4, 2),
+        "scale": 0.5,
+        "key": jax.random.key(0),
+    }
+    small = jp.shrink(apply, params, mask_of(params, a=[1]), nets.normal(5, 3))
+    assert small.params["scale"] == 0.5
+    assert small.params["key"] == params["key"]
+
+
+def test_other_groups_for_other_shapes():
+    def apply(params, x):
+        x = x @ params["a"]
+        return (x if len(x) > 1 else jax.nn.softmax(x)) @ params["b"]
+
+    params = {"a": nets.normal(3, 4), "b": nets.normal(4, 2)}
+    small = jp.shrink(apply, params, mask_of(params, a=[1]), nets.normal(5, 3))
+    with pytest.raises(ValueError, match="other groups of channels than for the example inputs"):
+        small.apply(small.params, nets.normal(1, 3))
 
 
 def test_nothing_would_stay():

@@ -9,11 +9,11 @@ result. A primitive without a rule fixes all that goes in and comes out: unknown
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-from jaxprune.networks.program import Body, Program, Step, scan_counts
+from jaxprune.networks.program import Step
 
 Axis = np.ndarray
 Axes = tuple[Axis, ...]
@@ -71,90 +71,12 @@ class Domain(Protocol):
 Rule = Callable[[Domain, Step, list[Axes]], Iterable[Iterable[Axis]]]
 
 
-class Passage(NamedTuple):
-    """The axes of a step's operands and results, and of what comes out of its bodies."""
-
-    operands: list[Axes]
-    results: list[Axes]
-    inner: list[list[Axes]] = []  # noqa: RUF012
-
-
-class Follower:
-    """Follows axes through a program; `passages` has each step by the first slot that it fills."""
-
-    def __init__(self, program: Program, domain: Domain):
-        """Nothing has been followed yet."""
-        self.program = program
-        self.domain = domain
-        self.known: dict[int, Axes] = {}
-        self.passages: dict[int, Passage] = {}
-
-    def follow(self, body: Body, inputs: Sequence[Axes]) -> list[Axes]:
-        """The axes of the outputs of a body."""
-        self.known.update(zip(body.inputs, inputs, strict=True))
-        for step in body.steps:
-            if not self.program.is_constant(step):
-                self._step(step)
-        return [self._axes(i) for i in body.outputs]
-
-    def _axes(self, slot: int) -> Axes:
-        return self.domain.constant(slot) if self.program.constant[slot] else self.known[slot]
-
-    def _step(self, step: Step) -> None:
-        self.domain.begin(step)
-        operands = [self._axes(i) for i in step.inputs]
-        if step.bodies:
-            results, inner = _IN_BODIES[step.name](self, step, operands)
-        else:
-            rule = RULES.get(step.name, _unknown)
-            results, inner = [tuple(axes) for axes in rule(self.domain, step, operands)], []
-        self.known.update(zip(step.outputs, results, strict=True))
-        self.passages[step.outputs[0]] = Passage(operands, results, inner)
-
-    def scan(self, step: Step, operands: list[Axes]):
-        """What is carried is the same before and after; results besides have an axis of time."""
-        (body,) = step.bodies
-        same, carried = scan_counts(step.equation)
-        for axes in operands[same + carried :]:
-            self.domain.fix(axes[0], "a scan runs along it")
-        before = operands[same : same + carried]
-        scanned = [axes[1:] for axes in operands[same + carried :]]
-        while True:
-            outputs = self.follow(body, [*before, *scanned])
-            after = [self._alike(*pair) for pair in zip(before, outputs[:carried], strict=True)]
-            if all(map(_equal, before, after)):
-                break
-            before = after
-        time = step.equation.params["length"]
-        stacked = ((self.domain.fixed(time, "it is time"), *axes) for axes in outputs[carried:])
-        return [*after, *stacked], [outputs]
-
-    def custom_jvp(self, step: Step, operands: list[Axes]):
-        """The derivative has the axes of the result, and its inputs those of the operands."""
-        body, rule = step.bodies
-        inputs = [self.known[i] for i in body.inputs]
-        results = self.follow(body, inputs)
-        of_rule = self.follow(rule, [*inputs, *inputs])
-        for pair in zip(results * 2, of_rule, strict=True):
-            self._alike(*pair)
-        return results, [results, of_rule]
-
-    def _alike(self, a: Axes, b: Axes) -> Axes:
-        return tuple(self.domain.alike(pair) for pair in zip(a, b, strict=True))
-
-
-_IN_BODIES = {"scan": Follower.scan, "custom_jvp_call": Follower.custom_jvp}
-
-
-def _equal(a: Axes, b: Axes) -> bool:
-    return all(map(np.array_equal, a, b))
-
-
 def _shapes(step: Step) -> list[tuple[int, ...]]:
     return [x.aval.shape for x in step.equation.outvars]
 
 
-def _unknown(domain, step, operands):
+def unknown(domain: Domain, step: Step, operands: list[Axes]) -> list[list[Axis]]:
+    """The rule of primitives that have none."""
     reason = f"`{step.name}` is not looked into"
     for axes in operands:
         for axis in axes:
@@ -220,7 +142,7 @@ def _reshape(domain, step, operands):
     (shape,) = _shapes(step)
     axes = operands[0]
     if 0 in shape:
-        return _unknown(domain, step, operands)
+        return unknown(domain, step, operands)
     new: list[Any] = []
     for ins, outs in _blocks([len(axis) for axis in axes], shape):
         before, after = [axes[i] for i in ins], [shape[i] for i in outs]
@@ -396,7 +318,7 @@ def _convolution(domain, step, operands):
     (batch, channels, *space), (outputs, inputs, *window), result = params["dimension_numbers"]
     groups = params["feature_group_count"]
     if params["batch_group_count"] > 1:
-        yield from _unknown(domain, step, operands)
+        yield from unknown(domain, step, operands)
         return
     for axis in [images[i] for i in space] + [kernel[i] for i in window]:
         domain.fix(axis, "a convolution runs along it")
