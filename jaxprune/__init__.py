@@ -18,6 +18,7 @@ Press towards sparsity          add_hoyer_square, add_group_hoyer_square, add_pe
                                 group_lasso, threshold_mask, trimming_point, group_norms
 Constrain and sample            projection_capped_simplex, bernoulli_mask, counter_bits
 Change it over time             cubic_sparsity, annealed_temperature
+Make the network smaller        channel_groups, channel_mask, shrink
 Hand over to hardware           pack_24, unpack_24
 """
 
@@ -48,7 +49,9 @@ from jaxprune.methods.probmask import (
 from jaxprune.methods.pruning import keep_mask, keep_top_k
 from jaxprune.methods.schedules import annealed_temperature, cubic_sparsity
 from jaxprune.methods.straight_through import straight_through
+from jaxprune.networks.channels import ChannelGroups, Channels, channel_groups, channel_mask
 from jaxprune.networks.reconstruction import reconstruct
+from jaxprune.networks.removal import Shrunk, shrink
 from jaxprune.patterns.counting import mask_count, smallest_n
 from jaxprune.patterns.groups import group_norms
 from jaxprune.patterns.nm import nm_mask
@@ -67,8 +70,11 @@ from jaxprune.trees.sampling import (
 from jaxprune.trees.selection import top_k_mask
 
 __all__ = [
+    "ChannelGroups",
+    "Channels",
     "Layer",
     "Packed24",
+    "Shrunk",
     "add_group_hoyer_square",
     "add_hoyer_square",
     "add_penalty",
@@ -76,6 +82,8 @@ __all__ = [
     "apply_mask",
     "bernoulli_mask",
     "best_sampled_mask",
+    "channel_groups",
+    "channel_mask",
     "count",
     "counter_bits",
     "cubic_sparsity",
@@ -107,6 +115,7 @@ __all__ = [
     "reconstruct",
     "relaxed_bernoulli",
     "rescale",
+    "shrink",
     "signed_constant",
     "smallest_n",
     "sparsity",

@@ -1,0 +1,306 @@
+"""Channels, neurons, heads and widths of any network, as groups that can leave it.
+
+The axes of the function's jaxpr say which indices of which leaves go together (`coupling`); groups
+that would change what stays even if all of their parameters were zero, such as those that a
+softmax runs over, are fixed as well (`silence`). Groups of one kind make a family.
+"""
+
+import collections
+import functools
+import itertools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune.networks import silence
+from jaxprune.networks.coupling import Coupled, coupled
+from jaxprune.networks.following import Passage
+from jaxprune.networks.program import all_steps, traced
+from jaxprune.networks.rules import Axis
+from jaxprune.trees import checks, masks
+
+Members = dict[int, dict[tuple[int, int], list[int]]]
+
+
+class Place(NamedTuple):
+    """Where a family's groups lie in one axis of a leaf.
+
+    `indices` is an int array (groups, entries): what each group has of the axis. The name is such
+    as `conv/kernel[:, :, :, i]`, or `out/kernel[i, :] x64` where each group has 64 entries.
+    """
+
+    name: str
+    leaf: str
+    axis: int
+    indices: np.ndarray
+
+
+class ChannelGroups(NamedTuple):
+    """A family of groups of one kind, and what leaves with any one of them.
+
+    `parameters` and `flops` (two for each multiplication and addition of a matrix product or
+    convolution, for the example inputs) are what the removal of one group saves while all others
+    stay.
+    """
+
+    name: str
+    places: tuple[Place, ...]
+    parameters: int
+    flops: int
+
+    @property
+    def size(self) -> int:
+        """The number of groups."""
+        return len(self.places[0].indices)
+
+
+class FixedAxis(NamedTuple):
+    """Indices of an axis of a leaf that can't leave, and the reason for the first of them."""
+
+    name: str
+    leaf: str
+    axis: int
+    indices: np.ndarray
+    reason: str
+
+
+class Channels(NamedTuple):
+    """The families of groups of a network, and what is fixed. As text, it is a table."""
+
+    groups: tuple[ChannelGroups, ...]
+    fixed: tuple[FixedAxis, ...]
+
+    def __str__(self):
+        """The families and the fixed axes, one a line."""
+        rows: list[tuple[str, ...]] = [("groups", "number", "parameters", "flops", "with them")]
+        for family in self.groups:
+            others = [place.name for place in family.places if place.name != family.name]
+            numbers = (family.size, family.parameters, family.flops)
+            rows.append((family.name, *map("{:,}".format, numbers), ", ".join(others)))
+        widths = [*[max(map(len, column)) for column in zip(*rows, strict=True)][:-1], 0]
+        lines = (
+            "  ".join(
+                cell.rjust(width) if i in (1, 2, 3) else cell.ljust(width)
+                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            )
+            for row in rows
+        )
+        reasons: dict[str, list[str]] = {}
+        for axis in self.fixed:
+            reasons.setdefault(axis.reason, []).append(axis.name)
+        fixed = (f"fixed, as {reason}: {', '.join(axes)}" for reason, axes in reasons.items())
+        return "\n".join([*(line.rstrip() for line in lines), *fixed])
+
+
+def channel_groups(
+    apply: Callable[..., Any], params: chex.ArrayTree, *example_inputs: Any
+) -> Channels:
+    """Finds what can leave a network: which indices of which parameters must go together.
+
+    The function is traced, and every axis followed through it: through products, convolutions,
+    sums, concatenations, reshapes (flattened images, heads, fused queries, keys and values). What
+    isn't understood stays: inputs, outputs, axes of space and time, loops, and whatever would give
+    something else if the group's parameters were all zero, such as a softmax over it.
+
+    Args:
+      apply: pure function `apply(params, *inputs)`, with BatchNorm in its evaluation form. Running
+        averages may be among the parameters (Linen's whole `variables`) or in the closure.
+      params: any tree of arrays, or of their shapes. Leaves that aren't floating-point stay.
+      *example_inputs: trees of arrays, or of their shapes.
+
+    Returns:
+      `Channels(groups, fixed)`: families of groups, each with a `name`, `size`, `places`
+      (leaf, axis, indices), and the `parameters` and `flops` that the removal of one group saves;
+      and the axes that are fixed, with reasons. `print` shows a table.
+
+    Raises:
+      TypeError: for an `apply` that is no function or what is no tree of arrays.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxprune as jp
+    >>> params = {"a": jnp.ones((2, 3)), "bias": jnp.ones(3), "b": jnp.ones((3, 4))}
+    >>> apply = lambda p, x: jnp.tanh(x @ p["a"] + p["bias"]) @ p["b"]
+    >>> print(jp.channel_groups(apply, params, jnp.ones((1, 2))))
+    groups   number  parameters  flops  with them
+    a[:, i]       3           7     12  b[i, :], bias[i]
+    fixed, as it is the inputs': a[i, :]
+    fixed, as it is the output's: b[:, i]
+    """
+    names, found = analysed(apply, params, example_inputs)
+    return described(names, found, members(found))
+
+
+def channel_mask(
+    params: chex.ArrayTree, removed: Iterable[tuple[ChannelGroups, Sequence[int]]]
+) -> chex.ArrayTree:
+    """The mask that prunes groups and all that goes with them.
+
+    Args:
+      params: the parameters that the groups were found in.
+      removed: pairs of a family and the numbers of its groups that are to go.
+
+    Returns:
+      A tree like `params`: `False` in all entries of these groups and `True` elsewhere, `None` for
+      leaves that aren't floating-point.
+
+    Raises:
+      ValueError: for leaves or numbers that aren't there.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxprune as jp
+    >>> params = [jnp.ones((2, 2)), jnp.ones((2, 1))]
+    >>> channels = jp.channel_groups(lambda p, x: x @ p[0] @ p[1], params, jnp.ones((1, 2)))
+    >>> jp.channel_mask(params, [(channels.groups[0], [1])])
+    [Array([[ True, False],
+           [ True, False]], dtype=bool), Array([[ True],
+           [False]], dtype=bool)]
+    """
+    checks.tree("the parameters", params)
+    paths_and_leaves, structure = jax.tree_util.tree_flatten_with_path(params)
+    keeps = {
+        masks.path_name(path): np.ones(leaf.shape, bool) if masks.is_floating(leaf) else None
+        for path, leaf in paths_and_leaves
+    }
+    for family, numbers in removed:
+        _check_numbers(family, numbers)
+        for place in family.places:
+            keep = keeps.get(place.leaf)
+            if keep is None:
+                raise ValueError(f"'{place.leaf}' is no floating-point leaf of the parameters")
+            gone = place.indices[np.asarray(numbers, int)].ravel()
+            np.moveaxis(keep, place.axis, 0)[gone] = False
+    arrays = [None if keep is None else jnp.asarray(keep) for keep in keeps.values()]
+    return structure.unflatten(arrays)
+
+
+def _check_numbers(family: ChannelGroups, numbers: Sequence[int]) -> None:
+    wrong = [n for n in numbers if not 0 <= n < family.size]
+    if wrong:
+        raise ValueError(
+            f"{family.name} has {family.size} groups, with numbers from 0 on, but not {wrong}"
+        )
+
+
+def analysed(
+    apply: Callable[..., Any], params: chex.ArrayTree, inputs: Sequence[Any]
+) -> tuple[list[str], Coupled]:
+    """The names of leaves, and the terms of all axes, of which variables are what can leave."""
+    checks.function("`apply`", apply)
+    checks.tree("the parameters", params)
+    names = [masks.path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    program, _ = traced(apply, params, *inputs)
+    found = coupled(program, len(names))
+    for axis in itertools.chain(*found.leaves):
+        if len(roots := np.unique(found.terms.roots(axis))) == 1:
+            found.terms.fix(int(roots[0]), "it is all there is")
+    if_gone = [tuple(map(found.terms.can_leave, axes)) for axes in found.leaves]
+    for variable, place in silence.heard(found, if_gone).items():
+        found.terms.fix(variable, f"it changes {place} even when its parameters are zero")
+    return names, found
+
+
+def members(found: Coupled) -> Members:
+    """Of each variable that can leave, what it has of each (leaf, axis)."""
+    of: Members = collections.defaultdict(lambda: collections.defaultdict(list))
+    variables = functools.cache(found.terms.variables)
+    for leaf, axes in enumerate(found.leaves):
+        for axis, terms in enumerate(axes):
+            for index, root in enumerate(found.terms.roots(terms).tolist()):
+                for variable in sorted(variables(root)):
+                    of[variable][leaf, axis].append(index)
+    return of
+
+
+def families(of: Members) -> dict[tuple, list[int]]:
+    """The variables of each kind: those with as much of the same axes, but none of it shared.
+
+    So the heads of a flat axis are one family and the entries of a head another, though both may
+    take the same number of indices along.
+    """
+    alike: dict[tuple, list[int]] = {}
+    taken: dict[tuple, set] = {}
+    for variable, places in of.items():
+        kind = tuple((place, len(indices)) for place, indices in places.items())
+        entries = {(place, index) for place, indices in places.items() for index in indices}
+        number = 0
+        while not taken.setdefault((kind, number), set()).isdisjoint(entries):
+            number += 1
+        taken[kind, number] |= entries
+        alike.setdefault((kind, number), []).append(variable)
+    return alike
+
+
+def described(names: list[str], found: Coupled, of: Members) -> Channels:
+    """The public form of families and fixed axes."""
+    groups = [_family(names, found, of, variables) for variables in families(of).values()]
+    return Channels(tuple(groups), tuple(_fixed_axes(names, found)))
+
+
+def _family(names, found: Coupled, of: Members, variables: list[int]) -> ChannelGroups:
+    places = []
+    ranks = {}
+    for leaf, axis in of[variables[0]]:
+        rank = len(found.leaves[leaf])
+        indices = np.array([of[variable][leaf, axis] for variable in variables])
+        entries = indices.shape[1]
+        name = axis_name(names[leaf], axis, rank) + (f" x{entries}" if entries > 1 else "")
+        places.append(Place(name, names[leaf], axis, indices))
+        ranks[name] = (-rank, -axis)
+    parameters = _parameters(found, of[variables[0]])
+    flops = _flops(found, variables[0])
+    name = min((place.name for place in places), key=ranks.__getitem__)
+    return ChannelGroups(name, tuple(places), parameters, flops)
+
+
+def axis_name(leaf: str, axis: int, rank: int) -> str:
+    """Such as `kernel[:, i]`."""
+    return f"{leaf}[{', '.join('i' if i == axis else ':' for i in range(rank))}]"
+
+
+def _parameters(found: Coupled, places: dict[tuple[int, int], list[int]]) -> int:
+    """The number of entries of leaves with one of these indices."""
+    stay = {leaf: [len(axis) for axis in found.leaves[leaf]] for leaf, _ in places}
+    before = sum(map(math.prod, stay.values()))
+    for (leaf, axis), indices in places.items():
+        stay[leaf][axis] -= len(indices)
+    return before - sum(map(math.prod, stay.values()))
+
+
+def _flops(found: Coupled, variable: int) -> int:
+    """What all products save without the variable."""
+    gone = found.terms.leaving([variable])
+    saved = 0
+    for step, times in all_steps(found.program.body):
+        if step.name in _PRODUCTS and id(step) in found.passages:
+            axes = _PRODUCTS[step.name](step, found.passages[id(step)])
+            stay = math.prod(len(axis) - int(gone[axis].sum()) for axis in axes)
+            saved += 2 * times * (math.prod(map(len, axes)) - stay)
+    return saved
+
+
+def _of_matrix_product(step, passage: Passage) -> list[Axis]:
+    (contracted, _), _ = step.equation.params["dimension_numbers"]
+    return [*passage.results[0], *(passage.operands[0][i] for i in contracted)]
+
+
+def _of_convolution(step, passage: Passage) -> list[Axis]:
+    _, (_, *summed), _ = step.equation.params["dimension_numbers"]
+    return [*passage.results[0], *(passage.operands[1][i] for i in summed)]
+
+
+_PRODUCTS = {"dot_general": _of_matrix_product, "conv_general_dilated": _of_convolution}
+
+
+def _fixed_axes(names, found: Coupled):
+    for leaf, axes in enumerate(found.leaves):
+        for axis, terms in enumerate(axes):
+            fixed = np.flatnonzero(~found.terms.can_leave(terms))
+            if len(fixed):
+                reason = found.terms.reason(int(terms[fixed[0]]))
+                name = axis_name(names[leaf], axis, len(axes))
+                yield FixedAxis(name, names[leaf], axis, fixed, reason)

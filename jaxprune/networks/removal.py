@@ -1,0 +1,323 @@
+"""Pruned channels leave the network: smaller parameters, and a function that computes with them.
+
+A group leaves when, with the weights that the mask prunes at zero, nothing of it reaches what
+stays: wherever the network sums over its indices, a factor is exactly zero, be it what the group
+sends or the weights that would receive it (`silence`). So what is left computes what the masked
+network computed. The function follows the axes of the jaxpr for whatever inputs it gets
+(`coupling`) and computes at the indices that are left (`resizing`).
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune.networks import channels, resizing, silence
+from jaxprune.networks.channels import ChannelGroups, Members
+from jaxprune.networks.coupling import Coupled, coupled
+from jaxprune.networks.program import traced
+from jaxprune.trees import masks
+
+_PARTIAL = ("refuse", "complete", "keep")
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """The shape of a leaf, and which indices of each axis are kept: boolean arrays."""
+
+    shape: tuple[int, ...]
+    axes: tuple[np.ndarray, ...]
+
+    def of(self, leaf: Any) -> Any:
+        """The leaf at the indices that are kept; sharded as it was, where these can be divided."""
+        small = resizing.taken(leaf, self.axes, lambda keep: keep)
+        sharding = None if isinstance(leaf, jax.core.Tracer) else getattr(leaf, "sharding", None)
+        if not isinstance(sharding, jax.sharding.NamedSharding):
+            return small
+        try:
+            sharding.shard_shape(small.shape)
+        except ValueError:
+            return small
+        return jax.device_put(small, sharding)
+
+    @property
+    def small_shape(self) -> tuple[int, ...]:
+        """The shape of what is kept."""
+        return tuple(int(keep.sum()) for keep in self.axes)
+
+
+class Shrunk(NamedTuple):
+    """A network without its pruned channels.
+
+    `params` are the smaller parameters and `apply(params, *inputs)` computes with them. `removed`
+    has pairs of a family of groups and the numbers of those that left, `mask` is the mask that the
+    network is equal to, `difference` the largest difference of the outputs for the example inputs,
+    relative to the largest output. `kept` is a tree like `params` of what was kept of each leaf.
+    """
+
+    params: chex.ArrayTree
+    apply: Callable[..., Any]
+    removed: tuple[tuple[ChannelGroups, tuple[int, ...]], ...]
+    mask: chex.ArrayTree
+    difference: float
+    kept: chex.ArrayTree
+
+    def like(self, tree: Any) -> Any:
+        """Shrinks what mirrors the parameters: an optimizer state, an average, the mask.
+
+        Args:
+          tree: any tree. Subtrees with the structure and the shapes of the old parameters, or None
+            in the place of some leaves, are cut to the indices that are kept; all else stays.
+        """
+        structure = jax.tree.structure(self.kept)
+        kept = jax.tree.leaves(self.kept)
+
+        def cut(node):
+            """The smaller subtree, or None if it mirrors nothing."""
+            try:
+                leaves = structure.flatten_up_to(node)
+            except ValueError:
+                return None
+            pairs = list(zip(kept, leaves, strict=True))
+            there = [(one.shape, getattr(x, "shape", None)) for one, x in pairs if x is not None]
+            if not there or any(old != new for old, new in there):
+                return None
+            return structure.unflatten(None if x is None else one.of(x) for one, x in pairs)
+
+        def cut_or_same(node):
+            smaller = cut(node)
+            return node if smaller is None else smaller
+
+        return jax.tree.map(cut_or_same, tree, is_leaf=lambda node: cut(node) is not None)
+
+
+def shrink(
+    apply: Callable[..., Any],
+    params: chex.ArrayTree,
+    mask: chex.ArrayTree,
+    *example_inputs: Any,
+    partial: str = "refuse",
+) -> Shrunk:
+    """Removes pruned channels, neurons, heads and widths: a smaller network that computes the same.
+
+    A group of `channel_groups` that the mask prunes in some leaf leaves if, in the masked network,
+    nothing of it reaches what stays: either all that it sends is zero (kernel, bias, and scale
+    and shift of a normalisation), or all weights that would receive it are. This is found without
+    looking at inputs, so it holds for all of them.
+
+    Args:
+      apply: pure function `apply(params, *inputs)`, as for `channel_groups`.
+      params: tree of arrays.
+      mask: tree of booleans and `None` like `params`.
+      *example_inputs: trees of arrays. They show shapes, and both networks are compared on them.
+      partial: what to do with groups that the mask prunes in some leaf but that would still be
+        heard: "refuse" raises an error that names them; "complete" prunes the rest of them, so
+        that `mask` of the result is another; "keep" leaves them in.
+
+    Returns:
+      `Shrunk(params, apply, removed, mask, difference, kept)`. Its `apply` can be jitted,
+      differentiated and exported, and takes inputs of other shapes as far as the old one does; it
+      traces the old one each time it is called, so call it under `jax.jit`. `like(tree)` shrinks
+      what mirrors the parameters, such as the state of an optimizer. Numbers in the network stay:
+      a LayerNorm that lost inputs still divides by their old number, as the masked network does.
+
+    Raises:
+      TypeError: for an `apply` that is no function, a mask that isn't boolean.
+      ValueError: for a mask that doesn't fit, that prunes a part of a group, or that leaves nothing
+        of an axis; for an unknown `partial`; or if the networks differ by more than rounding.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxprune as jp
+    >>> params = {"a": jnp.ones((2, 3)), "bias": jnp.zeros(3), "b": jnp.ones((3, 4))}
+    >>> apply = lambda p, x: jnp.tanh(x @ p["a"] + p["bias"]) @ p["b"]
+    >>> mask = {"a": jnp.array([[True, False, True]] * 2), "bias": None, "b": None}
+    >>> small = jp.shrink(apply, params, mask, jnp.ones((1, 2)))
+    >>> {name: leaf.shape for name, leaf in small.params.items()}
+    {'a': (2, 2), 'b': (2, 4), 'bias': (2,)}
+    >>> small.apply(small.params, jnp.ones((5, 2))).shape
+    (5, 4)
+    """
+    if partial not in _PARTIAL:
+        raise ValueError(f"`partial` must be one of {[*_PARTIAL]}, got {partial!r}")
+    names, found = channels.analysed(apply, params, example_inputs)
+    masks.check_boolean(mask)
+    mask = masks.fit_mask(params, mask)
+    of = channels.members(found)
+    leaving = _pruned_somewhere(params, mask, of)
+    heard = _heard(found, params, mask)
+    partly = {variable: heard[variable] for variable in leaving if variable in heard}
+    if partly and partial == "refuse":
+        raise ValueError(_refusal(names, found, params, mask, of, partly))
+    if partial == "complete":
+        mask = _completed(params, mask, of, partly)
+        heard = _heard(found, params, mask)
+    leaving = [variable for variable in leaving if variable not in heard]
+    _check_something_stays(names, found, leaving)
+    kept = _kept(params, found, leaving)
+    pruned = masks.apply_mask(params, mask)
+    small = jax.tree.map(Kept.of, kept, pruned)
+    small_apply = _smaller(apply, params, kept)
+    with jax.default_matmul_precision("highest"):
+        masked = jax.jit(apply)(pruned, *example_inputs)
+        shrunk = jax.jit(small_apply)(small, *example_inputs)
+    removed = tuple(_removed(names, found, of, set(leaving)))
+    return Shrunk(small, small_apply, removed, mask, _difference(masked, shrunk), kept)
+
+
+def _keeps(params: chex.ArrayTree, mask: chex.ArrayTree) -> list[Any]:
+    return jax.tree.structure(params).flatten_up_to(mask)
+
+
+def _pruned_somewhere(params, mask, of: Members) -> list[int]:
+    """The groups of which the mask prunes all that they have of one axis of a leaf."""
+    pruned = [None if keep is None else silence.flags(keep) for keep in _keeps(params, mask)]
+    gone = lambda place, indices: pruned[place[0]] and pruned[place[0]][place[1]][indices].all()
+    return [v for v, places in of.items() if any(gone(*item) for item in places.items())]
+
+
+def _heard(found: Coupled, params, mask) -> dict[int, str]:
+    """The groups of the masked network that something depends on, and where."""
+    leaves = jax.tree.leaves(masks.apply_mask(params, mask))
+    return silence.heard(found, [silence.flags(leaf) for leaf in leaves])
+
+
+def _completed(params, mask, of: Members, variables: Iterable[int]) -> chex.ArrayTree:
+    """The mask with all parameters of some groups pruned as well."""
+    leaves, structure = jax.tree.flatten(params)
+    keeps = _keeps(params, mask)
+    new: dict[int, np.ndarray] = {}
+    for variable in variables:
+        for (leaf, axis), indices in of[variable].items():
+            if leaf not in new:
+                before = keeps[leaf]
+                whole = np.ones(leaves[leaf].shape, bool)
+                new[leaf] = whole if before is None else np.array(before)
+            np.moveaxis(new[leaf], axis, 0)[indices] = False
+    changed = {leaf: jnp.asarray(keep) for leaf, keep in new.items()}
+    return structure.unflatten(changed.get(leaf, keep) for leaf, keep in enumerate(keeps))
+
+
+def _refusal(names, found: Coupled, params, mask, of: Members, partly: dict[int, str]) -> str:
+    """Of the first family with such groups: what is pruned, what isn't, and where it is heard."""
+    keeps = _keeps(params, mask)
+    variables = next(v for v in channels.families(of).values() if not partly.keys().isdisjoint(v))
+    places: dict[bool, list[str]] = {True: [], False: []}
+    numbers = [i for i, variable in enumerate(variables) if variable in partly]
+    first = variables[numbers[0]]
+    for (leaf, axis), indices in of[first].items():
+        pruned = keeps[leaf] is not None and silence.flags(keeps[leaf])[axis][indices].all()
+        name = channels.axis_name(names[leaf], axis, len(found.leaves[leaf]))
+        places[bool(pruned)].append(f"{name} with i = {_few(indices)}")
+    return (
+        f"the mask prunes a part of {len(partly)} groups of channels. One of them has lost "
+        f"{'; '.join(places[True])}; but not {'; '.join(places[False]) or 'anything else'}, "
+        f"and what it sends on is used in {partly[first]}. Prune all of it (`channel_mask`), or "
+        'pass `partial="complete"` to have that done, or `partial="keep"` to leave such groups in'
+    )
+
+
+def _few(numbers: Sequence[int], most: int = 5) -> str:
+    shown = ", ".join(map(str, numbers[:most]))
+    return shown + (f", ... ({len(numbers)} in all)" if len(numbers) > most else "")
+
+
+def _check_something_stays(names, found: Coupled, leaving: list[int]) -> None:
+    gone = found.terms.leaving(leaving)
+    for leaf, axes in enumerate(found.leaves):
+        for axis, terms in enumerate(axes):
+            if len(terms) and gone[terms].all():
+                name = channels.axis_name(names[leaf], axis, len(axes))
+                raise ValueError(
+                    f"nothing of {name} would stay: the mask prunes all of its {len(terms)} "
+                    "indices. Keep at least one"
+                )
+
+
+def _kept(params, found: Coupled, leaving: list[int]) -> chex.ArrayTree:
+    gone = found.terms.leaving(leaving)
+    leaves, structure = jax.tree.flatten(params)
+    return structure.unflatten(
+        Kept(jnp.shape(leaf), tuple(~gone[axis] for axis in axes))
+        for leaf, axes in zip(leaves, found.leaves, strict=True)
+    )
+
+
+def _removed(names, found: Coupled, of: Members, leaving: set[int]):
+    """Families with the numbers of those groups that leave."""
+    public = channels.described(names, found, of)
+    for family, variables in zip(public.groups, channels.families(of).values(), strict=True):
+        numbers = tuple(i for i, variable in enumerate(variables) if variable in leaving)
+        if numbers:
+            yield family, numbers
+
+
+def _smaller(apply, params: chex.ArrayTree, kept: chex.ArrayTree) -> Callable[..., Any]:
+    """The function of smaller parameters, for any inputs that the old one can be traced with."""
+    full = jax.eval_shape(lambda tree: tree, params)
+
+    def small_apply(params, *inputs):
+        leaves = _checked_leaves(params, kept)
+        program, structure = traced(apply, full, *inputs)
+        found = coupled(program, len(leaves))
+        gone = found.terms.leaving(_left(found, jax.tree.leaves(kept)))
+        values = [*leaves, *jax.tree.leaves(inputs)]
+        outputs = resizing.evaluate(found, lambda axis: ~gone[axis], values)
+        return structure.unflatten(outputs)
+
+    return small_apply
+
+
+def _left(found: Coupled, kept: list[Kept]) -> list[int]:
+    """The groups of a network that has been traced anew of which nothing is kept."""
+    stays = lambda places: any(
+        kept[leaf].axes[axis][indices].any() for (leaf, axis), indices in places.items()
+    )
+    left = [v for v, places in channels.members(found).items() if not stays(places)]
+    gone = found.terms.leaving(left)
+    for one, axes in zip(kept, found.leaves, strict=True):
+        for keep, terms in zip(one.axes, axes, strict=True):
+            if (keep == gone[terms]).any():
+                raise ValueError(
+                    "for inputs of these shapes the network has other groups of channels than for "
+                    "the example inputs: shrink it with inputs such as these"
+                )
+    return left
+
+
+def _checked_leaves(params: chex.ArrayTree, kept: chex.ArrayTree) -> list[Any]:
+    masks.leaves_like(kept, params, "the first argument", "`shrink(...).params`")
+    paths_and_kept = jax.tree_util.tree_leaves_with_path(kept)
+    leaves = jax.tree.leaves(params)
+    for (path, one), leaf in zip(paths_and_kept, leaves, strict=True):
+        if jnp.shape(leaf) != one.small_shape:
+            raise ValueError(
+                f"leaf '{masks.path_name(path)}' of the smaller network has the shape "
+                f"{one.small_shape}, got {jnp.shape(leaf)}"
+            )
+    return leaves
+
+
+def _difference(masked: Any, shrunk: Any) -> float:
+    """The largest difference relative to the largest output; an error if it isn't rounding."""
+    pairs = zip(jax.tree.leaves(masked), jax.tree.leaves(shrunk), strict=True)
+    differences = [_relative(*pair) for pair in pairs if masks.is_floating(pair[0])]
+    return max(differences, default=0.0)
+
+
+def _relative(masked: jax.Array, shrunk: jax.Array) -> float:
+    wide = masks.at_least_float32(masked)
+    a, b = masked.astype(wide), shrunk.astype(wide)
+    largest = float(jnp.max(jnp.abs(a), initial=0))
+    difference = float(jnp.max(jnp.abs(a - b), initial=0)) / (largest or 1.0)
+    allowed = float(jnp.finfo(masked.dtype).eps) ** 0.5
+    if not difference <= allowed:
+        raise ValueError(
+            f"the smaller network differs from the masked one by {difference:.1e} of its largest "
+            f"output, more than rounding ({allowed:.1e}): `apply` must be pure and its outputs on "
+            "the example inputs finite"
+        )
+    return difference
