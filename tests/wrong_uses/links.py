@@ -1,0 +1,91 @@
+"""Of links, and of choosing by magnitude."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import jaxprune as jp
+from tests.wrong_uses.rows import (
+    KERNEL,
+    MASK,
+    MATRIX,
+    NAN,
+    PARAMS,
+    SCHEDULE,
+    first_update,
+    kind,
+    value,
+)
+
+ROWS = {
+    "keep_mask of parameters": kind(
+        lambda: jp.keep_mask(PARAMS).init(PARAMS), "'dense/bias'", "boolean", "float32"),
+    "keep_mask of another tree": value(
+        lambda: jp.keep_mask({"w": None}).init(PARAMS), "the mask", "structure"),
+    "keep_mask of None": kind(lambda: jp.keep_mask(None).init(PARAMS), "the mask", "None"),
+    "keep_mask, missing params": value(
+        lambda: first_update(jp.keep_mask(MASK), PARAMS), "tx.update(grads, opt_state, params)"),
+    "keep_top_k of 90": value(lambda: jp.keep_top_k(90), "sparsity", "[0, 1]", "90"),
+    "keep_top_k of 1.2": value(lambda: jp.keep_top_k(1.2), "sparsity", "[0, 1]", "1.2"),
+    "keep_top_k of NaN": value(lambda: jp.keep_top_k(np.nan), "sparsity", "nan"),
+    "keep_top_k of text": kind(lambda: jp.keep_top_k("0.9"), "sparsity", "'0.9'"),
+    "keep_top_k of a mask": kind(lambda: jp.keep_top_k(MASK), "sparsity", "dict"),
+    "keep_top_k, every 0": value(lambda: jp.keep_top_k(0.9, every=0), "`every`", "at least 1", "0"),
+    "keep_top_k, every 2.5": kind(lambda: jp.keep_top_k(0.9, every=2.5), "`every`", "whole", "2.5"),
+    "keep_top_k, missing params": value(
+        lambda: first_update(jp.keep_top_k(0.9), PARAMS), "tx.update(grads, opt_state, params)"),
+    "keep_top_k, nothing to prune": value(
+        lambda: jp.keep_top_k(0.9).init({"bias": jnp.ones(3)}), "no leaf", "['bias']", "`where`"),
+    "keep_nm, n above m": value(lambda: jp.keep_nm(4, 2), "n <= m", "n = 4", "m = 2"),
+    "keep_nm, a float": kind(lambda: jp.keep_nm(2.0, 4), "whole number", "2.0"),
+    "keep_nm, text": kind(lambda: jp.keep_nm("2", "4"), "whole number", "'2'"),
+    "keep_nm, an unknown name": value(
+        lambda: jp.keep_nm(2, 4, axis="rows").init(MATRIX), "inputs, outputs, heads", "'rows'"),
+    "keep_nm, sides": value(
+        lambda: jp.keep_nm(2, 4).init({"w": jnp.ones((6, 4))}), "['w']", "divide by 4", "`where`"),
+    "keep_nm, a vector": value(
+        lambda: jp.keep_nm(2, 4, where="dense").init(PARAMS), "'dense/bias'", "(4,)", "no inputs"),
+    "keep_nm, missing params": value(
+        lambda: first_update(jp.keep_nm(2, 4), PARAMS), "tx.update(grads, opt_state, params)"),
+    "keep_transposable_nm, a schedule for m": kind(
+        lambda: jp.keep_transposable_nm(2, SCHEDULE), "m", "function"),
+    "problems of None": kind(lambda: jp.problems(None), "optimizer state", "None"),
+    "problems of a link": kind(lambda: jp.problems(jp.keep_nm), "optimizer state", "keep_nm"),
+    "straight_through, swapped": value(
+        lambda: jp.straight_through(jp.keep_nm(2, 4), optax.sgd(0.1)).init(MATRIX),
+        "`projection`", "optimizer first"),
+    "straight_through, a mask": kind(
+        lambda: jp.straight_through(optax.sgd(0.1), MASK),
+        "`projection`", "transformation", "dict"),
+    "straight_through, a decay schedule": kind(
+        lambda: jp.straight_through(optax.sgd(0.1), jp.keep_nm(2, 4), decay=SCHEDULE),
+        "`decay`", "function"),
+    "top_k_mask, swapped": kind(lambda: jp.top_k_mask(3, MATRIX), "tree of arrays", "3"),
+    "top_k_mask, a float": kind(lambda: jp.top_k_mask(MATRIX, 2.0), "k", "whole number", "2.0"),
+    "top_k_mask, a fraction": kind(lambda: jp.top_k_mask(MATRIX, 0.1), "k", "whole number", "0.1"),
+    "top_k_mask, too many": value(lambda: jp.top_k_mask(MATRIX, 33), "k", "32", "33"),
+    "top_k_mask, negative": value(lambda: jp.top_k_mask(MATRIX, -1), "k", "-1"),
+    "top_k_mask, text": kind(lambda: jp.top_k_mask(MATRIX, "3"), "k", "'3'"),
+    "top_k_mask of nothing": value(lambda: jp.top_k_mask({}, 1), "no leaves"),
+    "top_k_mask of NaN": value(lambda: jp.top_k_mask(NAN, 1), "'w'", "NaN"),
+    "top_k_mask of a mask": kind(lambda: jp.top_k_mask(MASK, 1), "'dense/kernel'", "bool"),
+    "nm_mask, n above m": value(lambda: jp.nm_mask(MATRIX, 4, 2), "n <= m", "n = 4"),
+    "nm_mask, a float": kind(lambda: jp.nm_mask(MATRIX, 2.0, 4), "whole number", "2.0"),
+    "nm_mask, numbers first": kind(lambda: jp.nm_mask(2, 4, MATRIX), "whole number", "dict"),
+    "nm_mask of NaN": value(lambda: jp.nm_mask(NAN, 2, 4), "'w'", "NaN"),
+    "nm_mask of a mask": kind(lambda: jp.nm_mask(MASK, 2, 4), "'dense/kernel'", "bool"),
+    "nm_mask of a vector": value(
+        lambda: jp.nm_mask({"b": jnp.ones(8)}, 2, 4), "'b'", "(8,)", "no inputs"),
+    "nm_mask, an axis as a float": kind(
+        lambda: jp.nm_mask(MATRIX, 2, 4, axis=1.0), "`axis`", "1.0"),
+    "transposable_nm_mask, unknown method": value(
+        lambda: jp.transposable_nm_mask(MATRIX, 2, 4, method="best"), "method", "'best'"),
+    "transposable_nm_mask of integers": kind(
+        lambda: jp.transposable_nm_mask({"w": jnp.ones((4, 4), int)}, 2, 4), "'w'", "int32"),
+    "transposable_nm_mask, m too large": value(
+        lambda: jp.transposable_nm_mask(MATRIX, 2, 64), "m <= 32", "m = 64"),
+    "transposable_potentials, a mask of floats": kind(
+        lambda: jp.transposable_potentials(MATRIX, MATRIX, 4), "'w'", "boolean", "float32"),
+    "transposable_potentials, another shape": value(
+        lambda: jp.transposable_potentials(MATRIX, {"w": KERNEL.T > 0}, 4), "'w'", "(8, 4)"),
+}  # fmt: skip

@@ -1,0 +1,195 @@
+"""Of masks, selections, projections and samples."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxprune as jp
+from tests.wrong_uses.rows import (
+    DRAWN,
+    KERNEL,
+    KEY,
+    LOGITS,
+    MASK,
+    MATRIX,
+    NAN,
+    PARAMS,
+    PROBS,
+    SCHEDULE,
+    first_update,
+    kind,
+    pressed,
+    value,
+)
+
+MASKS = {
+    "prunable of None": kind(lambda: jp.prunable(None), "prunable", "tree of arrays", "None"),
+    "prunable of a function": kind(lambda: jp.prunable(jnp.sum), "prunable", "function sum"),
+    "prunable of a name": kind(lambda: jp.prunable("kernel"), "prunable", "'kernel'"),
+    "prunable, nothing to prune": value(
+        lambda: jp.prunable({"bias": jnp.ones((2, 2))}), "no bias or scale", "['bias']", "`where`"),
+    "prunable, unknown name": value(
+        lambda: jp.prunable(PARAMS, "kernels"), "'kernels'", "dense/kernel", "`where`"),
+    "prunable, integers": value(
+        lambda: jp.prunable({"w": jnp.ones((2, 2), int)}), "floating-point", "['w']"),
+    "where is a list": kind(lambda: jp.prunable(PARAMS, ["kernel"]), "`where`", "regular", "list"),
+    "where is a mask": kind(
+        lambda: jp.prunable(PARAMS, MASK), "`where`", "function of (path, leaf)"),
+    "where is no expression": value(lambda: jp.prunable(PARAMS, "(["), "`where`", "'(['"),
+    "apply_mask, swapped": value(
+        lambda: jp.apply_mask(MASK, PARAMS), "which come first", "the mask"),
+    "apply_mask, swapped, all leaves": kind(
+        lambda: jp.apply_mask(DRAWN, PROBS), "'w'", "parameters come first"),
+    "apply_mask, None": kind(lambda: jp.apply_mask(PARAMS, None), "the mask", "None"),
+    "apply_mask, other tree": value(
+        lambda: jp.apply_mask(PARAMS, {"other": None}), "the mask", "structure", "prunable"),
+    "apply_mask, other shape": value(
+        lambda: jp.apply_mask(MATRIX, {"w": KERNEL.T > 0}), "'w'", "(8, 4)", "(4, 8)"),
+    "apply_mask, a number for a leaf": value(
+        lambda: jp.apply_mask(MATRIX, {"w": 0.5}), "'w'", "(8, 4)", "0.5"),
+    "apply_mask, integers": kind(
+        lambda: jp.apply_mask(MATRIX, {"w": jnp.ones((8, 4), int)}), "'w'", "boolean", "int32"),
+    "apply_mask, a function": kind(
+        lambda: jp.apply_mask(PARAMS, jp.prunable), "the mask", "prunable"),
+    "apply_mask to a number": kind(lambda: jp.apply_mask(3.0, True), "parameters", "3.0"),
+    "count of parameters": kind(lambda: jp.count(PARAMS), "'dense/bias'", "float32", "`sparsity`"),
+    "count of None": kind(lambda: jp.count(None), "the mask", "None"),
+    "count of a number": kind(lambda: jp.count(3), "the mask", "3"),
+    "sparsity of None": kind(lambda: jp.sparsity(None), "tree of arrays", "None"),
+    "sparsity of an empty tree": value(lambda: jp.sparsity({}), "no leaf can be pruned", "[]"),
+    "sparsity of integers": value(lambda: jp.sparsity({"w": jnp.ones((2, 2), int)}), "['w']"),
+    "layers of parameters": kind(lambda: jp.layers(PARAMS), "'dense/bias'", "float32"),
+    "layers of None": kind(lambda: jp.layers(None), "the mask", "None"),
+    "table of parameters": kind(lambda: jp.table(PARAMS), "'dense/bias'", "float32"),
+}  # fmt: skip
+
+SAMPLING = {
+    "relaxed_bernoulli, key last": kind(
+        lambda: jp.relaxed_bernoulli(PROBS, KEY, 1.0), "key such as `jax.random.key(0)`", "dict"),
+    "relaxed_bernoulli, a seed": kind(
+        lambda: jp.relaxed_bernoulli(0, PROBS, 1.0), "`jax.random.key(0)`", "got 0"),
+    "relaxed_bernoulli, None for a key": kind(
+        lambda: jp.relaxed_bernoulli(None, PROBS, 1.0), "`jax.random.key(0)`", "None"),
+    "relaxed_bernoulli, keys": value(
+        lambda: jp.relaxed_bernoulli(jax.random.split(KEY), PROBS, 1.0), "one key", "(2,)", "vmap"),
+    "relaxed_bernoulli, temperature 0": value(
+        lambda: jp.relaxed_bernoulli(KEY, PROBS, 0.0), "temperature", "positive", "0.0"),
+    "relaxed_bernoulli, temperature NaN": value(
+        lambda: jp.relaxed_bernoulli(KEY, PROBS, np.nan), "temperature", "positive", "nan"),
+    "relaxed_bernoulli, a schedule": kind(
+        lambda: jp.relaxed_bernoulli(KEY, PROBS, jp.annealed_temperature(9)),
+        "temperature", "number", "function schedule"),
+    "relaxed_bernoulli, text": kind(
+        lambda: jp.relaxed_bernoulli(KEY, PROBS, "0.5"), "temperature", "'0.5'"),
+    "relaxed_bernoulli, a mask": kind(
+        lambda: jp.relaxed_bernoulli(KEY, DRAWN, 1.0), "'w'", "bool", "floating-point"),
+    "relaxed_bernoulli, an empty tree": value(
+        lambda: jp.relaxed_bernoulli(KEY, {"w": None}, 1.0), "no leaves"),
+    "gumbel_mask, no tree": kind(lambda: jp.gumbel_mask(KEY, None), "tree of arrays", "None"),
+    "gumbel_mask, swapped": kind(lambda: jp.gumbel_mask(LOGITS, KEY), "`jax.random.key(0)`"),
+    "gumbel_mask, negative temperature": value(
+        lambda: jp.gumbel_mask(KEY, LOGITS, -np.float32(1)), "temperature", "-1.0"),
+    "gumbel_mask, a tree for the temperature": kind(
+        lambda: jp.gumbel_mask(KEY, LOGITS, LOGITS), "temperature", "dict"),
+    "gumbel_mask, temperatures": kind(
+        lambda: jp.gumbel_mask(KEY, LOGITS, jnp.ones(2)), "temperature", "shape (2,)"),
+    "bernoulli_mask, swapped": kind(lambda: jp.bernoulli_mask(PROBS, KEY), "`jax.random.key(0)`"),
+    "bernoulli_mask, integers": kind(
+        lambda: jp.bernoulli_mask(KEY, {"w": jnp.ones(2, int)}), "'w'", "int32"),
+    "bernoulli_mask, lists of numbers": kind(
+        lambda: jp.bernoulli_mask(KEY, {"w": [0.5]}), "'w/0'", "float"),
+    "surrogate_gradient, swapped": kind(
+        lambda: jp.surrogate_gradient(PROBS, DRAWN), "'w'", "boolean", "float32"),
+    "surrogate_gradient, two masks": kind(
+        lambda: jp.surrogate_gradient(DRAWN, DRAWN), "'w'", "floating-point", "bool"),
+    "surrogate_gradient, other shapes": value(
+        lambda: jp.surrogate_gradient({"w": jnp.ones(3, bool)}, PROBS), "'w'", "(8,)", "(3,)"),
+    "counter_bits, a seed": kind(lambda: jp.counter_bits(0, (2,)), "`jax.random.key(0)`"),
+    "counter_bits, floats": value(
+        lambda: jp.counter_bits(KEY, (2,), jnp.float32), "uint32", "float32"),
+    "counter_bits, a float shape": kind(lambda: jp.counter_bits(KEY, (2.5,)), "shape", "2.5"),
+    "counter_bits, a negative shape": value(lambda: jp.counter_bits(KEY, (-2,)), "shape", "-2"),
+    "best_sampled_mask, no key": kind(
+        lambda: jp.best_sampled_mask(PROBS, KEY, jp.count), "`jax.random.key(0)`"),
+    "best_sampled_mask, no function": kind(
+        lambda: jp.best_sampled_mask(KEY, PROBS, 3), "`score`", "function", "3"),
+    "best_sampled_mask, no draws": value(
+        lambda: jp.best_sampled_mask(KEY, PROBS, jp.count, draws=0), "`draws`", "at least 1", "0"),
+    "best_sampled_mask, negative draws": value(
+        lambda: jp.best_sampled_mask(KEY, PROBS, jp.count, draws=-3), "`draws`", "-3"),
+    "best_sampled_mask, half a draw": kind(
+        lambda: jp.best_sampled_mask(KEY, PROBS, jp.count, draws=2.5), "`draws`", "whole", "2.5"),
+    "vrpge_gradient, losses first": kind(
+        lambda: jp.vrpge_gradient(jnp.ones(2), [DRAWN] * 2, PROBS), "`losses`", "dict"),
+    "vrpge_gradient, one mask": kind(
+        lambda: jp.vrpge_gradient(PROBS, DRAWN, jnp.ones(2)), "`masks`", "sequence", "dict"),
+    "vrpge_gradient, too few losses": value(
+        lambda: jp.vrpge_gradient(PROBS, [DRAWN] * 3, jnp.ones(2)), "3 masks", "(2,)"),
+    "vrpge_gradient, soft masks": kind(
+        lambda: jp.vrpge_gradient(PROBS, [PROBS] * 2, jnp.ones(2)), "'w'", "boolean", "float32"),
+    "vrpge_gradient, masks of another tree": value(
+        lambda: jp.vrpge_gradient(PROBS, [MASK] * 2, jnp.ones(2)), "the mask", "structure"),
+}  # fmt: skip
+
+BUDGETS = {
+    "init_probabilities of 1.5": value(
+        lambda: jp.init_probabilities(PARAMS, value=1.5), "initial probability", "[0, 1]", "1.5"),
+    "init_probabilities, text": kind(
+        lambda: jp.init_probabilities(PARAMS, value="0.5"), "initial probability", "'0.5'"),
+    "init_probabilities by position": kind(
+        lambda: jp.init_probabilities(PARAMS, 0.5), "positional"),
+    "project_probabilities, a percentage": value(
+        lambda: jp.project_probabilities(90), "sparsity", "[0, 1]", "90", "percentage"),
+    "project_probabilities, 1.2": value(lambda: jp.project_probabilities(1.2), "sparsity", "1.2"),
+    "project_probabilities, NaN": value(
+        lambda: jp.project_probabilities(np.nan), "sparsity", "nan"),
+    "project_probabilities, text": kind(
+        lambda: jp.project_probabilities("0.9"), "sparsity", "schedule", "'0.9'"),
+    "project_probabilities, None": kind(lambda: jp.project_probabilities(None), "sparsity", "None"),
+    "project_probabilities, a tree": kind(
+        lambda: jp.project_probabilities(PROBS), "sparsity", "dict"),
+    "project_probabilities, missing params": value(
+        lambda: first_update(jp.project_probabilities(0.5), PROBS),
+        "tx.update(grads, opt_state, params)"),
+    "project_probabilities, costs of another tree": value(
+        lambda: pressed(jp.project_probabilities(0.5, costs={"v": 1.0}), PROBS),
+        "the costs", "structure"),
+    "project_probabilities, costs of another shape": value(
+        lambda: pressed(jp.project_probabilities(0.5, costs={"w": jnp.ones(3)}), PROBS),
+        "the costs", "'w'", "(8,)", "(3,)"),
+    "project_probabilities, costs of 0": value(
+        lambda: pressed(jp.project_probabilities(0.5, costs={"w": 0.0}), PROBS), "'w'", "positive"),
+    "project_probabilities with weights": kind(
+        lambda: pressed(jp.project_probabilities(0.5), {"w": jnp.ones(3, int)}), "'w'", "int32"),
+    "project_logits, 1.2": value(lambda: jp.project_logits(1.2), "sparsity", "[0, 1]", "1.2"),
+    "project_logits, -0.1": value(lambda: jp.project_logits(-0.1), "sparsity", "-0.1"),
+    "project_logits, missing params": value(
+        lambda: first_update(jp.project_logits(0.5), LOGITS),
+        "tx.update(grads, opt_state, params)"),
+    "projection, swapped": kind(
+        lambda: jp.projection_capped_simplex(1.0, PROBS), "projection", "tree of arrays", "1.0"),
+    "projection, a negative budget": value(
+        lambda: jp.projection_capped_simplex(PROBS, -1.0), "budget", "negative", "-1.0"),
+    "projection, a budget of NaN": value(
+        lambda: jp.projection_capped_simplex(PROBS, np.nan), "budget", "finite", "nan"),
+    "projection, text": kind(
+        lambda: jp.projection_capped_simplex(PROBS, "4"), "budget", "number", "'4'"),
+    "projection, a schedule": kind(
+        lambda: jp.projection_capped_simplex(PROBS, SCHEDULE), "budget", "number", "function"),
+    "projection of NaN": value(lambda: jp.projection_capped_simplex(NAN, 4.0), "'w'", "NaN"),
+    "projection of a mask": kind(lambda: jp.projection_capped_simplex(DRAWN, 4.0), "'w'", "bool"),
+    "projection, costs without a leaf": value(
+        lambda: jp.projection_capped_simplex(PROBS, 4.0, costs={"w": None}), "'w'", "missing"),
+    "projection, costs as text": kind(
+        lambda: jp.projection_capped_simplex(PROBS, 4.0, costs={"w": "1"}), "costs", "'w'", "'1'"),
+    "cubic_sparsity of 90": value(lambda: jp.cubic_sparsity(90, 0, 9), "sparsity", "[0, 1]", "90"),
+    "cubic_sparsity of text": kind(lambda: jp.cubic_sparsity("0.9", 0, 9), "sparsity", "'0.9'"),
+    "cubic_sparsity, steps swapped": value(
+        lambda: jp.cubic_sparsity(0.9, 9, 0), "begin < end", "begin=9", "end=0"),
+    "cubic_sparsity, steps first": value(lambda: jp.cubic_sparsity(10, 20, 0.9), "sparsity", "10"),
+    "annealed_temperature, no steps": value(lambda: jp.annealed_temperature(0), "steps", "0"),
+    "annealed_temperature, text": kind(lambda: jp.annealed_temperature("9"), "steps", "'9'"),
+    "annealed_temperature by position": kind(lambda: jp.annealed_temperature(9, 0.1), "positional"),
+}  # fmt: skip
+
+ROWS = MASKS | SAMPLING | BUDGETS
