@@ -16,7 +16,7 @@ README = Path(__file__).parent.parent / "README.md"
 @pytest.mark.usefixtures("relaxed_promotion")
 def test_code_runs():
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
-    links, nnx_loop, linen_loss, gumbel, hoyer, nm = blocks
+    links, nnx_loop, linen_loss, gumbel, hoyer, nm, smaller = blocks
     params = {"kernel": jnp.ones((4, 5))}
     names = {"mask": jp.prunable(params)}
     exec(links, names)
@@ -41,3 +41,9 @@ def test_code_runs():
     assert jp.sparsity(names["sparse"]) == 0.5
     np.testing.assert_array_equal(jp.unpack_24(names["forward"]), names["kernel"].T)
     np.testing.assert_array_equal(jp.unpack_24(names["backward"]), names["kernel"])
+
+    exec(smaller, names)
+    shapes = [leaf.shape for leaf in jax.tree.leaves(names["small"].params)]
+    assert shapes == [(64,), (64, 64), (10,), (64, 10)]
+    masked = names["apply"](jp.apply_mask(names["weights"], names["mask"]), names["images"])
+    np.testing.assert_allclose(names["logits"], masked, rtol=1e-5, atol=1e-5)
