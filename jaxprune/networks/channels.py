@@ -131,8 +131,7 @@ def channel_groups(
     fixed, as it is the inputs': a[i, :]
     fixed, as it is the output's: b[:, i]
     """
-    names, found = analysed(apply, params, example_inputs)
-    return described(names, found, members(found))
+    return described(*analysed(apply, params, example_inputs))
 
 
 def channel_mask(
@@ -188,8 +187,8 @@ def _check_numbers(family: ChannelGroups, numbers: Sequence[int]) -> None:
 
 def analysed(
     apply: Callable[..., Any], params: chex.ArrayTree, inputs: Sequence[Any]
-) -> tuple[list[str], Coupled]:
-    """The names of leaves, and the terms of all axes, of which variables are what can leave."""
+) -> tuple[list[str], Coupled, Members]:
+    """The names of leaves, the terms of all axes, and the groups that can leave."""
     checks.function("`apply`", apply)
     checks.tree("the parameters", params)
     names = [masks.path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
@@ -198,10 +197,41 @@ def analysed(
     for axis in itertools.chain(*found.leaves):
         if len(roots := np.unique(found.terms.roots(axis))) == 1:
             found.terms.fix(int(roots[0]), "it is all there is")
-    if_gone = [tuple(map(found.terms.can_leave, axes)) for axes in found.leaves]
-    for variable, place in silence.heard(found, if_gone).items():
+    of = members(found)
+    for variable, place in _heard_in_any_case(found, of).items():
         found.terms.fix(variable, f"it changes {place} even when its parameters are zero")
-    return names, found
+        del of[variable]
+    return names, found, of
+
+
+def _heard_in_any_case(found: Coupled, of: Members) -> dict[int, str]:
+    """The groups that something depends on even when their parameters are zero."""
+    heard: dict[int, str] = {}
+    for variables in _apart(found, of):
+        gone = found.terms.leaving(variables)
+        zeros = [tuple(gone[axis] for axis in axes) for axes in found.leaves]
+        places = silence.heard(found, zeros)
+        heard |= {variable: places[variable] for variable in variables & places.keys()}
+    return heard
+
+
+def _apart(found: Coupled, of: Members) -> list[set[int]]:
+    """Sets of groups that share nothing, such as heads, and the entries of heads.
+
+    If both were zero at once, what each of them leaves behind would go unnoticed.
+    """
+    beside: dict[int, set[int]] = collections.defaultdict(set)
+    for together in {found.terms.variables(root) for root in found.terms.parts}:
+        for variable in together:
+            beside[variable] |= together
+    sets: list[set[int]] = []
+    for variable in of:
+        free = (one for one in sets if one.isdisjoint(beside[variable]))
+        own = next(free, None)
+        if own is None:
+            sets.append(own := set())
+        own.add(variable)
+    return sets
 
 
 def members(found: Coupled) -> Members:

@@ -143,26 +143,25 @@ def shrink(
     """
     if partial not in _PARTIAL:
         raise ValueError(f"`partial` must be one of {[*_PARTIAL]}, got {partial!r}")
-    names, found = channels.analysed(apply, params, example_inputs)
+    names, found, of = channels.analysed(apply, params, example_inputs)
     masks.check_boolean(mask)
     mask = masks.fit_mask(params, mask)
-    of = channels.members(found)
-    leaving = _pruned_somewhere(params, mask, of)
+    pruned = _pruned_places(params, mask, of)
     heard = _heard(found, params, mask)
-    partly = {variable: heard[variable] for variable in leaving if variable in heard}
+    partly = _partly_pruned(found, of, pruned, heard)
     if partly and partial == "refuse":
-        raise ValueError(_refusal(names, found, params, mask, of, partly))
+        raise ValueError(_refusal(names, found, of, pruned, partly))
     if partial == "complete":
         mask = _completed(params, mask, of, partly)
         heard = _heard(found, params, mask)
-    leaving = [variable for variable in leaving if variable not in heard]
+    leaving = [variable for variable in pruned if variable not in heard]
     _check_something_stays(names, found, leaving)
     kept = _kept(params, found, leaving)
-    pruned = masks.apply_mask(params, mask)
-    small = jax.tree.map(Kept.of, kept, pruned)
+    masked_params = masks.apply_mask(params, mask)
+    small = jax.tree.map(Kept.of, kept, masked_params)
     small_apply = _smaller(apply, params, kept)
     with jax.default_matmul_precision("highest"):
-        masked = jax.jit(apply)(pruned, *example_inputs)
+        masked = jax.jit(apply)(masked_params, *example_inputs)
         shrunk = jax.jit(small_apply)(small, *example_inputs)
     removed = tuple(_removed(names, found, of, set(leaving)))
     return Shrunk(small, small_apply, removed, mask, _difference(masked, shrunk), kept)
@@ -172,11 +171,26 @@ def _keeps(params: chex.ArrayTree, mask: chex.ArrayTree) -> list[Any]:
     return jax.tree.structure(params).flatten_up_to(mask)
 
 
-def _pruned_somewhere(params, mask, of: Members) -> list[int]:
-    """The groups of which the mask prunes all that they have of one axis of a leaf."""
-    pruned = [None if keep is None else silence.flags(keep) for keep in _keeps(params, mask)]
-    gone = lambda place, indices: pruned[place[0]] and pruned[place[0]][place[1]][indices].all()
-    return [v for v, places in of.items() if any(gone(*item) for item in places.items())]
+def _pruned_places(params, mask, of: Members) -> dict[int, list[tuple[int, int]]]:
+    """The (leaf, axis) where the mask prunes all that a group has, of groups with any."""
+    flags = [None if keep is None else silence.flags(keep) for keep in _keeps(params, mask)]
+    pruned = lambda place, indices: flags[place[0]] and flags[place[0]][place[1]][indices].all()
+    found = {v: [at for at, own in places.items() if pruned(at, own)] for v, places in of.items()}
+    return {variable: places for variable, places in found.items() if places}
+
+
+def _partly_pruned(found: Coupled, of: Members, pruned, heard: dict[int, str]) -> dict[int, str]:
+    """The groups that are heard though the mask prunes them somewhere, and where they are heard.
+
+    Not those of which there is nothing left to prune, since other groups take it along.
+    """
+    gone = found.terms.leaving(variable for variable in pruned if variable not in heard)
+    taken = lambda at, indices: gone[found.leaves[at[0]][at[1]][indices]].all()
+    return {
+        variable: heard[variable]
+        for variable, places in pruned.items()
+        if variable in heard and not all(taken(at, of[variable][at]) for at in places)
+    }
 
 
 def _heard(found: Coupled, params, mask) -> dict[int, str]:
@@ -201,17 +215,13 @@ def _completed(params, mask, of: Members, variables: Iterable[int]) -> chex.Arra
     return structure.unflatten(changed.get(leaf, keep) for leaf, keep in enumerate(keeps))
 
 
-def _refusal(names, found: Coupled, params, mask, of: Members, partly: dict[int, str]) -> str:
-    """Of the first family with such groups: what is pruned, what isn't, and where it is heard."""
-    keeps = _keeps(params, mask)
-    variables = next(v for v in channels.families(of).values() if not partly.keys().isdisjoint(v))
+def _refusal(names, found: Coupled, of: Members, pruned, partly: dict[int, str]) -> str:
+    """Of the first of such groups: what is pruned, what isn't, and where it is heard."""
+    first = next(iter(partly))
     places: dict[bool, list[str]] = {True: [], False: []}
-    numbers = [i for i, variable in enumerate(variables) if variable in partly]
-    first = variables[numbers[0]]
     for (leaf, axis), indices in of[first].items():
-        pruned = keeps[leaf] is not None and silence.flags(keeps[leaf])[axis][indices].all()
         name = channels.axis_name(names[leaf], axis, len(found.leaves[leaf]))
-        places[bool(pruned)].append(f"{name} with i = {_few(indices)}")
+        places[(leaf, axis) in pruned[first]].append(f"{name} with i = {_few(indices)}")
     return (
         f"the mask prunes a part of {len(partly)} groups of channels. One of them has lost "
         f"{'; '.join(places[True])}; but not {'; '.join(places[False]) or 'anything else'}, "

@@ -135,6 +135,13 @@ def test_all_there_is_is_fixed():
     assert channels.fixed[1].reason == "it is all there is"
 
 
+def test_copies_that_a_sum_counts():
+    """The channels can leave, all copies of them, but not one of two copies of each."""
+    function = lambda x: jnp.repeat(x, 2, 1)
+    normalized = lambda x: x / (1 + jnp.mean(x**2, 1, keepdims=True))
+    assert groups(lambda x: normalized(function(x)), 8) == [[[0], [1], [2], [3]]]
+
+
 def test_strides_fix():
     strided = through(lambda x: jax.lax.slice_in_dim(x, 0, 4, 2, 1), 2)
     assert strided(families) == {}

@@ -165,6 +165,19 @@ def test_half_a_group_is_refused_by_name():
     assert 'partial="complete"' in text
 
 
+def test_what_other_groups_take_along_is_not_half_a_group():
+    """The first of two copies of a channel is all that the second layer has of it."""
+    apply = lambda p, x: (lambda y: y[:, 1:-1] @ p["b"] + y @ p["c"])(jnp.repeat(x @ p["a"], 2, 1))
+    params = {"a": nets.normal(3, 3), "b": nets.normal(4, 2), "c": nets.normal(6, 2)}
+    mask = mask_of(params, B=[0, 2], C=[1, 3, 5])
+    small = jp.shrink(apply, params, mask, nets.normal(5, 3))
+    assert {name: leaf.shape for name, leaf in small.params.items()} == {
+        "a": (3, 3),
+        "b": (2, 2),
+        "c": (3, 2),
+    }
+
+
 def test_half_a_group_is_completed():
     apply, params, x = plain()
     mask = mask_of(params, a=[1], bias=[1])
