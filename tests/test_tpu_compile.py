@@ -170,7 +170,7 @@ AT_SCALE = [
     ("nm_mask", "last axis"),
     ("transposable_nm_mask", "base"),
     ("transposable_nm_mask", "opposite"),
-    ("transposable_nm_mask, 4:8", "opposite"),
+    ("transposable_nm_mask, 4:8", "base"),
     ("projection_capped_simplex", "base"),
     ("bernoulli_mask", "opposite"),
     ("relaxed_bernoulli, counter_bits", "base"),
