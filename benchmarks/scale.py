@@ -46,7 +46,7 @@ output shardings; `no axis` are leaves of 67 million weights on every chip.
 - **array**: the largest in memory on a chip, in entries, relative to the largest shard of a leaf.
 - **collective**: the largest, in bytes on a chip.
 
-Bounds: temporary {tenth} (of what is transposable: 1), array 1, collective {small} bytes.
+Bounds: temporary {tenth} (transposable masks: 1), array 1, collective {small} bytes.
 {passed} of {rows} rows hold them.
 
 | case | variant | temporary, MB | of the share | array | collective | compile s | holds |
@@ -135,7 +135,7 @@ def _verdict(row: dict, alone: dict) -> dict:
     part = row["temporary"] / row["share"]
     if row["case"].startswith("step"):
         part -= alone.get(row["variant"], 0.0)
-    bound = 1.0 if "transposable" in row["case"] else TENTH
+    bound = 1.0 if "transposable_" in row["case"] else TENTH
     holds = part <= bound and row["array"] <= 1 and row["moved"][1] <= SMALL
     return {"part": part, "holds": holds}
 

@@ -8,6 +8,7 @@ as many parts as could be shards (`masks.most_shards`), and a piece is the same 
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -45,80 +46,90 @@ def map_pieces(
         row has m rows.
       m: the side of a tile.
     """
-    *lead, rows, _ = leaves[0][0].shape
-    sizes, mesh = [*lead, rows // m], jax.typeof(leaves[0][0]).sharding.mesh
-    parts = [masks.most_shards(size, mesh) for size in sizes]
-    inside = [size // part for size, part in zip(sizes, parts, strict=True)]
-    height = _height(inside, math.prod(leaves[0][0].shape))
-    counts = [len(leaves), *inside[:-1], inside[-1] // height]
-
-    def own(x, axes):
-        """The axes that an array has before those of the first: it has so many others."""
-        return x.shape[: x.ndim - axes]
-
-    def split(x):
-        """Every axis but the last and its own as (parts, inside)."""
-        first = own(x, len(lead) + 2)
-        pairs = zip(parts, x.shape[len(first) : -1], strict=True)
-        parted = (n for part, size in pairs for n in (part, size // part))
-        return x.reshape(*first, *parted, x.shape[-1])
-
-    def starts(index, x):
-        """Where a piece begins in a split array."""
-        tile_rows = x.shape[-2] // inside[-1]
-        within = [*index[:-1], index[-1] * height * tile_rows]
-        first = [0] * len(own(x, 2 * len(parts) + 1))
-        return [*first, *(i for start in within for i in (0, start)), 0]
-
-    def piece_size(x):
-        first = own(x, 2 * len(parts) + 1)
-        size = [*first, *(n for part in parts for n in (part, 1)), x.shape[-1]]
-        size[-2] = height * (x.shape[-2] // inside[-1])
-        return size
-
-    def taken(x, index):
-        size = piece_size(x)
-        piece = jax.lax.dynamic_slice(x, starts(index, x), size)
-        first = own(x, 2 * len(parts) + 1)
-        return piece.reshape(*first, *parts[:-1], parts[-1] * size[-2], x.shape[-1])
-
-    def put(x, piece, index):
-        view = split(x)  # carried as it is: libtpu can't copy bytes of as many axes as this has
-        size = piece_size(view)
-        view = jax.lax.dynamic_update_slice(view, piece.reshape(size), starts(index, view))
-        return view.reshape(x.shape)
-
+    cut = _cut(leaves[0][0], m)
+    counts = [len(leaves), *cut.inside[:-1], cut.inside[-1] // cut.height]
     # Results begin as zeros that wait for the leaves: or else they might lie in memory while these
     # are made.
     leaves, zero = jax.lax.optimization_barrier((leaves, jnp.bool_(False)))
-    views = [tuple(map(split, arrays)) for arrays in leaves]
+    views = [tuple(map(cut.split, arrays)) for arrays in leaves]
 
     def step(i, results):
         leaf, *index = _unravel(i, counts)
         # Of two leaves or more, XLA would take the slices out of the branches if they weren't
         # written there, and choose among whole leaves.
         written = jax.lax.optimization_barrier if len(views) > 1 else lambda x: x
-        read = [lambda view=view: written(tuple(taken(x, index) for x in view)) for view in views]
-        outputs = function(*jax.lax.switch(leaf, read))
+        take = lambda view: written(tuple(cut.taken(x, index) for x in view))
+        outputs = function(*jax.lax.switch(leaf, [functools.partial(take, v) for v in views]))
 
         def write(number):
-            own = tuple(put(*pair, index) for pair in zip(results[number], outputs, strict=True))
-            return [*results[:number], own, *results[number + 1 :]]
+            pairs = zip(results[number], outputs, strict=True)
+            updated = tuple(cut.put(*pair, index) for pair in pairs)
+            return [*results[:number], updated, *results[number + 1 :]]
 
         # Branches, so that each leaf has an array of its own, which is updated in place.
         return jax.lax.switch(leaf, [functools.partial(write, k) for k in range(len(leaves))])
 
-    first = jax.eval_shape(lambda: function(*(taken(x, [0] * len(parts)) for x in views[0])))
-    # A piece's rows are those of `height` tile rows in each part.
-    whole = [
-        (*own(y, len(parts) + 1), *lead, y.shape[-2] // height * inside[-1], y.shape[-1])
-        for y in first
-    ]
-    empty = [
-        tuple(jnp.full(shape, zero.astype(y.dtype)) for shape, y in zip(whole, first, strict=True))
-        for _ in leaves
-    ]
+    start = [0] * len(cut.parts)
+    pieces = jax.eval_shape(lambda: function(*(cut.taken(x, start) for x in views[0])))
+    empty = [tuple(jnp.full(cut.whole(y), zero.astype(y.dtype)) for y in pieces) for _ in leaves]
     return jax.lax.fori_loop(0, math.prod(counts), step, empty)
+
+
+class _Cut(NamedTuple):
+    """How the axes of arrays but the last, and but the first that only some have, are cut.
+
+    Each axis, of the last of which a tile row is one entry, has so many `parts` with so many
+    entries `inside`; a piece has `height` tile rows of each part, and one of each other axis.
+    """
+
+    parts: list[int]
+    inside: list[int]
+    height: int
+
+    def split(self, x: jax.Array) -> jax.Array:
+        """Every axis that is cut as (parts, inside)."""
+        first = x.shape[: x.ndim - len(self.parts) - 1]
+        pairs = zip(self.parts, x.shape[len(first) : -1], strict=True)
+        parted = (n for part, size in pairs for n in (part, size // part))
+        return x.reshape(*first, *parted, x.shape[-1])
+
+    def _window(self, view: jax.Array, index: Sequence) -> tuple[list, list[int]]:
+        """Where a piece begins in a split array, and its sizes there."""
+        first = view.shape[: view.ndim - 2 * len(self.parts) - 1]
+        rows = self.height * (view.shape[-2] // self.inside[-1])
+        within = [*index[:-1], index[-1] * rows]
+        starts = [*[0] * len(first), *(i for start in within for i in (0, start)), 0]
+        sizes = [*first, *(n for part in self.parts for n in (part, 1)), view.shape[-1]]
+        sizes[-2] = rows
+        return starts, sizes
+
+    def taken(self, view: jax.Array, index: Sequence) -> jax.Array:
+        """A piece of a split array, its parts side by side."""
+        starts, sizes = self._window(view, index)
+        piece = jax.lax.dynamic_slice(view, starts, sizes)
+        first = sizes[: len(sizes) - 2 * len(self.parts) - 1]
+        return piece.reshape(*first, *self.parts[:-1], self.parts[-1] * sizes[-2], sizes[-1])
+
+    def put(self, x: jax.Array, piece: jax.Array, index: Sequence) -> jax.Array:
+        """The array with a piece in its place."""
+        view = self.split(x)  # carried as it is: libtpu can't copy bytes of as many axes as this
+        starts, sizes = self._window(view, index)
+        return jax.lax.dynamic_update_slice(view, piece.reshape(sizes), starts).reshape(x.shape)
+
+    def whole(self, piece: Any) -> tuple[int, ...]:
+        """The shape of the array that such a piece is of."""
+        first = piece.shape[: len(piece.shape) - len(self.parts) - 1]
+        lead = [part * size for part, size in zip(self.parts, self.inside, strict=True)][:-1]
+        return (*first, *lead, piece.shape[-2] // self.height * self.inside[-1], piece.shape[-1])
+
+
+def _cut(x: jax.Array, m: int) -> _Cut:
+    """Of leaves whose first array is such a one."""
+    *lead, rows, _ = x.shape
+    sizes, mesh = [*lead, rows // m], jax.typeof(x).sharding.mesh
+    parts = [masks.most_shards(size, mesh) for size in sizes]
+    inside = [size // part for size, part in zip(sizes, parts, strict=True)]
+    return _Cut(parts, inside, _height(inside, math.prod(x.shape)))
 
 
 def _height(inside: list[int], size: int) -> int:
