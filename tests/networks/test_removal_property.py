@@ -152,6 +152,12 @@ def some_groups(channels, data):
             yield family, sorted(numbers)
 
 
+def left(small, family):
+    """The numbers of the family's groups that left: at least those that the mask prunes whole."""
+    same = lambda other: str(other) == str(family)
+    return {number for other, numbers in small.removed if same(other) for number in numbers}
+
+
 @hypothesis.settings(max_examples=30)
 @hypothesis.given(LISTS, st.data())
 def test_equals_the_masked_network(names, data):
@@ -160,7 +166,8 @@ def test_equals_the_masked_network(names, data):
     mask = jp.channel_mask(params, removed)
     small = jp.shrink(apply, params, mask, INPUTS)
     assert small.difference < 1e-5
-    assert [n for _, n in small.removed] == [tuple(n) for _, n in removed if n]
+    for family, numbers in removed:
+        assert {*numbers} <= left(small, family)
 
 
 @hypothesis.settings(max_examples=30)
