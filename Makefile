@@ -53,7 +53,7 @@ docs: $(VENV)/docs.stamp
 	$(VENV)/bin/pdoc --docformat google --output-directory dist/docs jaxprune
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-tpu dist
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-tpu .pytest_cache dist
 
 $(VENV)/tpu.stamp: pyproject.toml | $(VENV)/pyvenv.cfg
 	$(pip_install) --editable . 'jax[tpu]' pytest hypothesis

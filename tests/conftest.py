@@ -1,12 +1,18 @@
 """Every test runs on 8 host devices, under strict promotion, with warnings as errors.
 
 The devices are set before JAX is first used; JAX_PLATFORMS in the environment chooses others. The
-doctests of jaxprune/ run under JAX's own promotion rules, as a user would run them.
+doctests of jaxprune/ run under JAX's own promotion rules, as a user would run them. What one test
+or one run has compiled, others find in `.pytest_cache`.
 """
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+_CACHE = Path(__file__).parents[1] / ".pytest_cache" / "jax"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import hypothesis
 import jax

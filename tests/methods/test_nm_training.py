@@ -188,9 +188,9 @@ def test_bfloat16_parameters_have_float32_weights_behind_them(relaxed_promotion)
     tx = jp.straight_through(optax.sgd(0.1), jp.keep_nm(2, 4))
     kernel = normal(16, 8).astype(jnp.bfloat16)
     params, state = {"kernel": kernel}, tx.init({"kernel": kernel})
-    small = {"kernel": jnp.full((16, 8), 1e-3, jnp.bfloat16)}
+    small, update = {"kernel": jnp.full((16, 8), 1e-3, jnp.bfloat16)}, jax.jit(tx.update)
     for _ in range(100):  # each step is less than a bfloat16 can hold beside most weights
-        updates, state = tx.update(small, state, params)
+        updates, state = update(small, state, params)
         params = optax.apply_updates(params, updates)
     dense = optax.tree.get(state, "dense")["kernel"]
     assert dense.dtype == jnp.float32

@@ -158,7 +158,7 @@ def left(small, family):
     return {number for other, numbers in small.removed if same(other) for number in numbers}
 
 
-@hypothesis.settings(max_examples=30)
+@hypothesis.settings(max_examples=15)
 @hypothesis.given(LISTS, st.data())
 def test_equals_the_masked_network(names, data):
     apply, params = network(names)
@@ -170,7 +170,7 @@ def test_equals_the_masked_network(names, data):
         assert {*numbers} <= left(small, family)
 
 
-@hypothesis.settings(max_examples=30)
+@hypothesis.settings(max_examples=15)
 @hypothesis.given(LISTS, st.sampled_from(["keep", "complete"]), st.data())
 def test_parts_of_groups(names, partial, data):
     """Whatever else the mask prunes of some groups: what leaves wasn't heard."""

@@ -40,6 +40,7 @@ def plain_nm(scores, n, m, axis):
 # N:M along one axis.
 
 
+@hypothesis.settings(max_examples=50)
 @hypothesis.given(st.data())
 def test_nm_keeps_the_largest_of_each_group(data):
     shape = data.draw(st.lists(st.sampled_from([1, 5, 8]), min_size=1, max_size=3))
