@@ -8,14 +8,21 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 import jaxprune as jp
+from experiments.shrinkage import Leaf
 from experiments.tasks import Metric
 
 
-def run_picture(rows: list[dict], layers: list[jp.Layer], metric: Metric, path: Path) -> None:
-    """The metric and the sparsity over time, and the density of each layer."""
-    figure, (over_time, by_layer) = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
-    _over_time(over_time, rows, metric)
-    density_by_layer(by_layer, layers)
+def run_picture(
+    rows: list[dict], layers: list[jp.Layer], leaves: list[Leaf], metric: Metric, path: Path
+) -> None:
+    """The metric and the sparsity over time, the density of each layer, and widths that changed."""
+    shrunk = any(leaf.before != leaf.after for leaf in leaves)
+    count = 3 if shrunk else 2
+    figure, axes = plt.subplots(1, count, figsize=(6 * count, 4.5), layout="constrained")
+    _over_time(axes[0], rows, metric)
+    density_by_layer(axes[1], layers)
+    if shrunk:
+        widths_by_layer(axes[2], leaves)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
@@ -46,6 +53,18 @@ def density_by_layer(axis, layers: list[jp.Layer]) -> None:
     axis.axvline(whole, color="black", ls="--", lw=1, label=f"whole network {whole:.2%}")
     axis.invert_yaxis()
     axis.set(xlabel="density", xscale="log", xlim=(None, 1), title="Density by layer")
+    axis.tick_params(axis="y", labelsize=8 if len(names) < 20 else 5)
+    axis.legend()
+
+
+def widths_by_layer(axis, leaves: list[Leaf]) -> None:
+    """Draws how many outputs each kernel had, and how many it has."""
+    kernels = [leaf for leaf in leaves if len(leaf.before) > 1]
+    names = [leaf.path.removesuffix("/value").removesuffix("/kernel") for leaf in kernels]
+    axis.barh(names, [leaf.before[-1] for leaf in kernels], color="lightgrey", label="before")
+    axis.barh(names, [leaf.after[-1] for leaf in kernels], height=0.5, label="after")
+    axis.invert_yaxis()
+    axis.set(xlabel="outputs", title="Width by layer")
     axis.tick_params(axis="y", labelsize=8 if len(names) < 20 else 5)
     axis.legend()
 

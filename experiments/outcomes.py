@@ -1,9 +1,11 @@
 """The folder of a run: whose it is, and the outcomes of phases that it holds or takes over."""
 
 import dataclasses
+import functools
 import shutil
 from pathlib import Path
 
+import jax
 from orbax.checkpoint import v1 as ocp
 
 from experiments.experiment import Experiment
@@ -41,8 +43,18 @@ def save(outcome: Path, network: Tree, settings: str) -> None:
 
 def load(outcome: Path, like: Network) -> Network:
     """The outcome of a phase."""
-    loaded: Tree = ocp.load(str(outcome), abstract(like))
+    loaded: Tree = ocp.load(str(outcome), _saved_shapes(outcome, abstract(like)))
     return loaded
+
+
+def _saved_shapes(outcome: Path, like: Tree) -> Tree:
+    """The same tree with the shapes that were saved: channels may have left."""
+    name = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
+    saved = jax.tree_util.tree_leaves_with_path(ocp.metadata(str(outcome)).metadata)
+    shapes = {name(path): leaf.shape for path, leaf in saved}
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf.update(shape=shapes[name(path)]), like
+    )
 
 
 def history(experiment: Experiment, number: int) -> str:

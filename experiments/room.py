@@ -7,7 +7,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 
+import jaxprune as jp
 from experiments import data
+from experiments.phases.base import Network
 from experiments.tasks import Tree
 from experiments.usage import UsageError
 
@@ -25,7 +27,7 @@ class Room:
         self.graph, self.task = graph, dataset.task
         self.train, self.test = self.replicated((dataset.train, dataset.test))
         self.heldout = self.replicated(heldout)
-        self._metric = jax.jit(self._metric_of)
+        self._scores = jax.jit(self._scores_of)
 
     def check(self, phase: Any) -> None:
         """Raises a UsageError if the phase can't train on these records and devices."""
@@ -44,13 +46,17 @@ class Room:
         """The tree on every device."""
         return jax.device_put(tree, self.on_all)
 
+    def test_scores(self, weights: Tree, rest: Tree) -> jax.Array:
+        """The scores of the test records; the task's metric is their mean."""
+        return self._scores(weights, rest, self.test)
+
     def test_metric(self, weights: Tree, rest: Tree) -> jax.Array:
         """The task's metric on the test records."""
-        return self._metric(weights, rest, self.test)
+        return self.test_scores(weights, rest).mean()
 
     def heldout_metric(self, weights: Tree, rest: Tree) -> jax.Array:
         """The task's metric on the held-out training records."""
-        return self._metric(weights, rest, self.heldout)
+        return self._scores(weights, rest, self.heldout).mean()
 
     def calibration(self, count: int, batch: int) -> list[Tree]:
         """Inputs of the model from the first training records, in whole batches."""
@@ -59,6 +65,20 @@ class Room:
             jax.tree.map(lambda array, end=end: array[end - batch : end], inputs)
             for end in range(batch, data.count(inputs) + 1, batch)
         ]
+
+    def example(self) -> Tree:
+        """Inputs of the model from one training record."""
+        return self.task.inputs(jax.tree.map(lambda array: array[:1], self.train))
+
+    def outputs(self, params: Tree, inputs: Tree) -> jax.Array:
+        """Outputs of the model as a function of a network's `parameters`."""
+        return self.run(params["weights"], params["rest"], inputs, train=False)[0]
+
+    def channels(self, network: Network) -> jp.Channels:
+        """The groups of channels that can leave the model."""
+        with jax.ensure_compile_time_eval():
+            shapes = jax.eval_shape(lambda: (network.parameters(), self.example()))
+            return jp.channel_groups(self.outputs, *shapes)
 
     def run(self, weights: Tree, rest: Tree, inputs: Tree, train: bool) -> tuple[jax.Array, Tree]:
         """Outputs of the model, and its rest after seeing the inputs."""
@@ -85,14 +105,11 @@ class Room:
         )
         return jax.tree.map(of_array, records)
 
-    def _metric_of(self, weights, rest, records):
+    def _scores_of(self, weights, rest, records):
         model = self._model(weights, rest)
         count, devices = data.count(records), self.on_all.mesh.size
         size = devices * -(-min(_EVALUATION_BATCH, count) // devices)
         batches = jnp.arange(-(-count // size) * size).reshape(-1, size)
-
-        def total(indices):  # those past the last record clamp to it, and don't count
-            scores = self.task.scores(model, self._gathered(records, indices))
-            return jnp.sum(jnp.where(indices < count, scores.astype(jnp.float32), 0.0))
-
-        return jnp.sum(jax.lax.map(total, batches)) / count
+        # Indices past the last record clamp to it, and don't count.
+        of_batch = lambda indices: self.task.scores(model, self._gathered(records, indices))
+        return jax.lax.map(of_batch, batches).ravel()[:count].astype(jnp.float32)

@@ -15,6 +15,7 @@ import argparse
 import dataclasses
 import functools
 import json
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ import jax
 from flax import nnx
 
 import jaxprune as jp
-from experiments import data, figures, outcomes, training
+from experiments import data, figures, outcomes, shrinkage, training
 from experiments.experiment import Experiment, definitions, with_epochs, with_setting
 from experiments.log import Log
 from experiments.phases import Network
@@ -64,7 +65,7 @@ def run(
     network, graph = initial_network(experiment.model, dataset.task, jax.random.fold_in(key, 0))
     room = Room(graph, dataset, experiment.holdout)
     check(experiment, network, room)
-    network = room.replicated(network)
+    first = network = room.replicated(network)
     outcomes.claim(folder, experiment)
     log = Log(folder / "metrics.jsonl", dataset.task.metric)
     if reuse:
@@ -92,7 +93,7 @@ def run(
         shutil.rmtree(checkpoints, ignore_errors=True)
 
     network = network._replace(weights=network.masked_weights())
-    return report(experiment, network, room, log, folder)
+    return report(experiment, first, network, room, log, folder)
 
 
 def initial_network(model: str, task: Task, key: jax.Array) -> tuple[Network, nnx.GraphDef]:
@@ -108,30 +109,35 @@ def check(experiment: Experiment, network: Network, room: Room) -> None:
             room.check(phase)
             steps = training.Steps.of(phase, data.count(room.train), experiment)
             try:
-                jax.eval_shape(functools.partial(_begun, phase, network, experiment, steps))
+                jax.eval_shape(functools.partial(_begun, phase, network, experiment, steps, room))
             except ValueError as error:
                 raise UsageError(f"{phase.name}: {error}") from error
 
 
-def _begun(phase, network, experiment, steps):
+def _begun(phase, network, experiment, steps, room):
     params = phase.begin(network, experiment.sparsity)
-    return phase.links(network, experiment.sparsity, steps.total).init(params)
+    return phase.links(network, experiment.sparsity, steps.total, room).init(params)
 
 
-def report(experiment: Experiment, network: Network, room: Room, log: Log, folder: Path) -> dict:
-    """Writes and prints what the run found."""
-    layers, metric = jp.layers(network.mask), room.task.metric
+def report(
+    experiment: Experiment, first: Network, network: Network, room: Room, log: Log, folder: Path
+) -> dict:
+    """Writes and prints what the run found, of the network that the first one became."""
+    leaves, metric = shrinkage.leaves(first, network), room.task.metric
+    sizes = {leaf.path: math.prod(leaf.before) for leaf in leaves}
+    layers = [layer._replace(size=sizes[layer.path]) for layer in jp.layers(network.mask)]
     value = float(room.test_metric(network.weights, network.rest))
     result = {"metric": metric._asdict(), metric.name: value}
     if experiment.holdout:
         found = room.heldout_metric(network.weights, network.rest)
         result[f"heldout_{metric.name}"] = float(found)
     kept, weights = sum(layer.kept for layer in layers), sum(layer.size for layer in layers)
-    findings = room.task.findings(experiment.model, network.mask)
+    shrunk = any(leaf.before != leaf.after for leaf in leaves)
+    findings = {} if shrunk else room.task.findings(experiment.model, network.mask)
     result |= {
         "kept": kept,
         "weights": weights,
-        "dense_parameters": sum(leaf.size for leaf in jax.tree.leaves(network.weights)) - weights,
+        "dense_parameters": sum(sizes.values()) - weights,
         "density_by_layer": {layer.path: layer.density for layer in layers},
         "seconds": sum(row["seconds"] for row in log.rows),
         "problems": log.problems(),
@@ -139,13 +145,19 @@ def report(experiment: Experiment, network: Network, room: Room, log: Log, folde
         **findings,
     }
     table = jp.table(network.mask)
+    if shrunk:
+        before, after = shrinkage.sizes(first, network, room)
+        result["size"] = {"before": before._asdict(), "after": after._asdict()}
+        table += f"\n\n{shrinkage.table(leaves)}"
     (folder / "table.txt").write_text(table + "\n")
     (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
-    figures.run_picture(log.rows, layers, metric, folder / "picture.png")
+    figures.run_picture(log.rows, layers, leaves, metric, folder / "picture.png")
     print(table)
     print(f"test {metric.name} {metric.text(value)} with {kept:,} of {weights:,} weights")
     for name, found in findings.items():
         print(f"{name}: {found}")
+    for when, size in result.get("size", {}).items():
+        print(f"{when}: " + ", ".join(f"{value:,.6g} {name}" for name, value in size.items()))
     for name in ("table.txt", "picture.png", "metrics.jsonl", "result.json"):
         print(folder / name)
     return result

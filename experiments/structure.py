@@ -28,6 +28,7 @@ def of(model: str, image_shape: tuple[int, int, int], mask: Tree) -> Structure |
     """The structure that a mask leaves, or `None` for a model that isn't a known chain."""
     if model not in ("lenet300100", "lenet5"):
         return None
+    mask = jax.tree.map(lambda leaf: leaf if leaf.ndim > 1 else None, mask)  # no biases
     kernels = [np.asarray(leaf) for leaf in jax.tree.leaves(without_dead_units(mask))]
     inputs = [int(_used(kernel).sum()) for kernel in kernels]
     outputs = [int(_made(kernel).sum()) for kernel in kernels[:-1]] + [kernels[-1].shape[-1]]

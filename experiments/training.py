@@ -48,7 +48,7 @@ def train(
     """Trains the phase from its last checkpoint, or from `network`, to its end."""
     order_key, draw_key, end_key = jax.random.split(key, 3)
     steps = Steps.of(phase, data.count(room.train), experiment)
-    optimizer = phase.links(network, experiment.sparsity, steps.total)
+    optimizer = phase.links(network, experiment.sparsity, steps.total, room)
     programs = compiled(phase, optimizer, room, steps, order_key)
     params = phase.begin(network, experiment.sparsity)
     state = room.replicated(first_state(params, network.rest, optimizer, draw_key))

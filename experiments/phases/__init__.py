@@ -14,3 +14,5 @@ from experiments.phases.magnitude import PruneMagnitudes as PruneMagnitudes
 from experiments.phases.nm import PrunePattern as PrunePattern
 from experiments.phases.nm import TrainPattern as TrainPattern
 from experiments.phases.probmask import Search as Search
+from experiments.phases.removal import PruneChannels as PruneChannels
+from experiments.phases.removal import Shrink as Shrink

@@ -35,6 +35,14 @@ class Network(NamedTuple):
         """The weights with exact zeros where the mask prunes."""
         return jp.apply_mask(self.weights, self.mask)
 
+    def parameters(self) -> Tree:
+        """All that the model holds, as one tree: running averages leave it beside weights."""
+        return {"weights": self.weights, "rest": self.rest}
+
+    def parameters_mask(self) -> Tree:
+        """The mask in the form of `parameters`."""
+        return {"weights": self.mask, "rest": jax.tree.map(lambda _: None, self.rest)}
+
 
 class OneShot:
     """A phase that trains nothing."""

@@ -40,7 +40,7 @@ class Dense:
         """What is trained."""
         return network.weights
 
-    def links(self, network: Network, sparsity: float, steps: int):
+    def links(self, network: Network, sparsity: float, steps: int, room):
         """An optax transformation of what `begin` gave."""
         return optax.chain(
             optax.add_decayed_weights(self.weight_decay),
@@ -74,6 +74,6 @@ class FineTune(Dense):
         """The weights with zeros where the mask prunes."""
         return network.masked_weights()
 
-    def links(self, network, sparsity, steps):
+    def links(self, network, sparsity, steps, room):
         """As for dense training, with what is pruned kept at zero."""
-        return optax.chain(super().links(network, sparsity, steps), jp.keep_mask(network.mask))
+        return optax.chain(super().links(network, sparsity, steps, room), jp.keep_mask(network.mask))

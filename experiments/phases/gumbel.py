@@ -57,7 +57,7 @@ class Extract:
         frozen = {"weights": weights, "largest": largest}
         return {"logits": logits, "scales": scales, "frozen": frozen}
 
-    def links(self, network: Network, sparsity: float, steps: int):
+    def links(self, network: Network, sparsity: float, steps: int, room):
         """SGD with momentum for logits and for scales."""
         rate = self.learning_rate
         if self.estimator == "edge_popup":

@@ -2,16 +2,19 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 import optax
 
 import jaxprune as jp
 from experiments import structure
-from experiments.phases.base import Network, OneShot, check_choice
+from experiments.phases.base import Network, OneShot, Tree, check_choice
 from experiments.phases.dense import Dense
 
 _INPUTS_AND_OUTPUTS = ("inputs", "outputs")
+_OF_CHANNELS = "channel_hoyer_square"
 _PENALTIES = {
     "hoyer_square": jp.hoyer_square,
     "hoyer_ratio": jp.hoyer_ratio,
@@ -27,7 +30,8 @@ class Regularize(Dense):
     """Training under a penalty, added to the gradient before the optimizer (DeepHoyer's way).
 
     `penalty` is one of hoyer_square, hoyer_ratio, l1, transformed_l1 for single weights, of
-    group_hoyer_square, group_lasso for input channels plus filters (rows plus columns).
+    group_hoyer_square, group_lasso for input channels plus filters (rows plus columns), or
+    channel_hoyer_square for all that leaves the network with a channel.
     """
 
     penalty: str = "hoyer_square"
@@ -36,12 +40,24 @@ class Regularize(Dense):
 
     def __post_init__(self):
         super().__post_init__()
-        check_choice("penalty", self.penalty, [*_PENALTIES])
+        check_choice("penalty", self.penalty, [*_PENALTIES, _OF_CHANNELS])
 
-    def links(self, network, sparsity, steps):
+    def links(self, network, sparsity, steps, room):
         """As for dense training, with the penalty in front."""
-        penalty = jp.add_penalty(_PENALTIES[self.penalty], self.strength)
-        return optax.chain(penalty, super().links(network, sparsity, steps))
+        by_channels = self.penalty == _OF_CHANNELS
+        of = _channel_hoyer_square(network, room) if by_channels else _PENALTIES[self.penalty]
+        penalty = jp.add_penalty(of, self.strength)
+        return optax.chain(penalty, super().links(network, sparsity, steps, room))
+
+
+def _channel_hoyer_square(network: Network, room) -> Callable[[Tree], jax.Array]:
+    """Hoyer-Square of the channels of each layer, from the weights."""
+    channels, rest = room.channels(network), network.parameters_mask()["rest"]
+
+    def penalty(weights):
+        return jp.hoyer_square(jp.channel_norms({"weights": weights, "rest": rest}, channels))
+
+    return penalty
 
 
 @dataclasses.dataclass(frozen=True)

@@ -38,7 +38,7 @@ class LearnPattern(Pattern):
         )
         return {"weights": network.weights, "logits": logits}
 
-    def links(self, network: Network, sparsity: float, steps: int):
+    def links(self, network: Network, sparsity: float, steps: int, room):
         """Adam for the logits."""
         return partition(
             logits=optax.adam(optax.cosine_decay_schedule(self.learning_rate, steps)),

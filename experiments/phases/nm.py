@@ -60,11 +60,11 @@ class TrainPattern(Pattern, Dense):
     pruned_decay: float = 0.0
     name: str = "train"
 
-    def links(self, network, sparsity, steps):
+    def links(self, network, sparsity, steps, room):
         """As for dense training, projected onto the pattern."""
         link = jp.keep_transposable_nm if self.transposable else jp.keep_nm
         projection = link(self.n, self.m, every=self.every, where=self.where)
-        inner = super().links(network, sparsity, steps)
+        inner = super().links(network, sparsity, steps, room)
         if self.straight_through:
             return jp.straight_through(inner, projection, decay=self.pruned_decay)
         return optax.chain(inner, projection)

@@ -51,7 +51,7 @@ class Search:
         )
         return {"weights": network.weights, "probs": probs}
 
-    def links(self, network, sparsity, steps):
+    def links(self, network, sparsity, steps, room):
         """SGD for weights, projected Adam for probabilities, gradients clipped before both."""
         first, last = round(self.dense_until * steps), round(self.reach_sparsity_at * steps)
         schedule = jp.cubic_sparsity(sparsity, first, last)

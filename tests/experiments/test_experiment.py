@@ -3,11 +3,13 @@
 import dataclasses
 
 import jax
+import numpy as np
 import pytest
 
 from experiments import data, run
 from experiments.experiment import CONFIGS, Experiment, config_name
 from experiments.phases import Dense, FineTune, PruneMagnitudes, Regularize, Threshold
+from experiments.room import Room
 from experiments.usage import UsageError
 from tests.experiments.runs import FINE_TUNE, SEARCH, SMALL
 
@@ -76,32 +78,42 @@ def test_wrong_values_are_refused(changes, message):
 
 
 @pytest.fixture(scope="module")
-def networks():
-    """Of a configuration's model, without computing its weights; each is made once."""
+def begun():
+    """A configuration's network, without computing its weights, and room; each is made once."""
     made = {}
 
-    def network_for(experiment):
+    def of(experiment):
         if experiment.model not in made:
-            task = data.load("digits", limit=1).task
+            digits = data.load("digits", limit=1)
             size = {"digits": 8, "mnist": 28, "cifar10": 32, "imagenet2012": 64}
             pixels, channels = size[experiment.dataset], 1 if experiment.dataset[1] == "i" else 3
-            task = dataclasses.replace(task, image_shape=(pixels, pixels, channels))
-            build = lambda key: run.initial_network(experiment.model, task, key)[0]
-            made[experiment.model] = jax.eval_shape(build, jax.random.key(0))
+            shape = (pixels, pixels, channels)
+            task = dataclasses.replace(digits.task, image_shape=shape)
+            graphs = []
+
+            def build(key):
+                network, graph = run.initial_network(experiment.model, task, key)
+                graphs.append(graph)
+                return network
+
+            network = jax.eval_shape(build, jax.random.key(0))
+            records = (np.zeros((1, *shape), np.uint8), np.zeros(1, np.int32))
+            dataset = digits._replace(task=task, train=records, test=records)
+            made[experiment.model] = network, Room(graphs[0], dataset)
         return made[experiment.model]
 
-    return network_for
+    return of
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*/*.py")), ids=config_name)
-def test_every_config_says_how_it_is_run_and_can_begin(path, networks):
+def test_every_config_says_how_it_is_run_and_can_begin(path, begun):
     experiment = run.configured(run.parse([str(path)]))
     assert isinstance(experiment, Experiment)
     command = f"python -m experiments.run experiments/configs/{config_name(path)}.py"
     assert command in path.read_text()
     assert experiment.dataset.startswith(path.parent.name)
-    steps = 50
+    network, room = begun(experiment)
     for phase in experiment.phases:
         if phase.epochs:
-            links = phase.links(networks(experiment), experiment.sparsity, steps * phase.epochs)
+            links = phase.links(network, experiment.sparsity, 50 * phase.epochs, room)
             assert callable(links.init)

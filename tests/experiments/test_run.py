@@ -116,8 +116,8 @@ class Misordered(FineTune):
     def begin(self, network, sparsity):
         return network.weights
 
-    def links(self, network, sparsity, steps):
-        return optax.chain(jp.keep_mask(network.mask), Dense.links(self, network, sparsity, steps))
+    def links(self, network, sparsity, steps, room):
+        return optax.chain(jp.keep_mask(network.mask), Dense.links(self, network, sparsity, steps, room))
 
 
 @pytest.mark.usefixtures("one_device", "no_pictures")

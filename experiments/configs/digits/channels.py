@@ -1,0 +1,23 @@
+"""DeepHoyer over coupled channels of an MLP on the digits, to a tenth of the flops; then they leave.
+
+python -m experiments.run experiments/configs/digits/channels.py
+
+Half a minute on a laptop, without a download.
+"""
+
+from experiments.experiment import Experiment
+from experiments.phases import Dense, FineTune, PruneChannels, Regularize, Shrink
+
+adam = {"batch": 64, "optimizer": "adam", "learning_rate": 1e-3, "weight_decay": 0.0}
+experiment = Experiment(
+    model="lenet300100",
+    dataset="digits",
+    sparsity=0.9,
+    phases=(
+        Dense(epochs=20, **adam),
+        Regularize(epochs=40, penalty="channel_hoyer_square", strength=1e-2, **adam),
+        PruneChannels(),
+        Shrink(),
+        FineTune(epochs=20, **adam),
+    ),
+)

@@ -1,0 +1,86 @@
+"""Pruning of whole channels to a budget, and their removal from the network."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxprune as jp
+from experiments.phases.base import Network, OneShot, check_choice
+
+
+@dataclasses.dataclass(frozen=True)
+class PruneChannels(OneShot):
+    """The channels with the largest norms beside those of their layer stay. Trains nothing.
+
+    As many of them as cost at most `budget`, or (1 - sparsity) of what the network costs: in
+    `of="flops"` for one record (two for each multiplication and addition) or `of="parameters"`.
+    """
+
+    of: str = "flops"
+    budget: float | None = None
+    name: str = "prune-channels"
+
+    def __post_init__(self):
+        check_choice("of", self.of, ("flops", "parameters"))
+
+    def apply(self, network: Network, sparsity: float, room) -> Network:
+        """The network with a mask over all that goes with the channels."""
+        params, channels = network.parameters(), room.channels(network)
+        norms = jp.channel_norms(jp.apply_mask(params, network.parameters_mask()), channels)
+        cost = functools.partial(jp.channel_cost, channels, of=self.of)
+        budget = self.budget
+        if budget is None:
+            budget = (1 - sparsity) * float(cost(jax.tree.map(jnp.ones_like, norms)))
+        kept = jp.budget_mask(jax.tree.map(_beside_others, norms), budget, cost)
+        mask = jp.channel_mask(params, channels, kept)["weights"]
+        return network._replace(mask=jax.tree.map(jnp.logical_and, mask, _whole(network)))
+
+
+def _beside_others(norms: jax.Array) -> jax.Array:
+    return norms / jnp.sqrt(jnp.mean(norms**2))
+
+
+def _whole(network: Network):
+    """The mask with arrays for all weights."""
+    return jax.tree.map(
+        lambda weight, keep: jnp.ones_like(weight, bool) if keep is None else keep,
+        network.weights,
+        network.mask,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Shrink(OneShot):
+    """The channels that the mask prunes leave: what follows trains a smaller network.
+
+    Raises:
+        RuntimeError: it doesn't do on the test records what the masked network did.
+    """
+
+    partial: str = "refuse"
+    name: str = "shrink"
+
+    def __post_init__(self):
+        check_choice("partial", self.partial, ("refuse", "complete", "keep"))
+
+    def apply(self, network: Network, sparsity: float, room) -> Network:
+        """The network with smaller weights, rest and mask."""
+        params, mask = network.parameters(), network.parameters_mask()
+        small = jp.shrink(room.outputs, params, mask, room.example(), partial=self.partial)
+        shrunk = Network(**small.params, mask=small.like(small.mask)["weights"])
+        before = room.test_scores(jp.apply_mask(params, small.mask)["weights"], network.rest)
+        after = room.test_scores(shrunk.weights, shrunk.rest)
+        different = int(np.sum(~np.isclose(before, after, rtol=1e-4)))
+        sizes = (sum(leaf.size for leaf in jax.tree.leaves(n.weights)) for n in (network, shrunk))
+        print(
+            f"{self.name}: {next(sizes):,} parameters became {next(sizes):,}; outputs differ by "
+            f"{small.difference:.0e} of the largest, {different} of {len(before):,} test records "
+            "are scored differently",
+            flush=True,
+        )
+        if different:
+            raise RuntimeError(f"{self.name}: {different} test records are scored differently")
+        return room.replicated(shrunk)

@@ -1,0 +1,78 @@
+"""How much smaller and faster a network became when channels left it."""
+
+import statistics
+import time
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+import jaxprune as jp
+from experiments.phases.base import Network
+from experiments.room import Room
+
+_BATCH, _REPEATS = 32, 15
+
+
+class Size(NamedTuple):
+    """Parameters, flops of one record (two a multiplication and addition), and time of a batch."""
+
+    parameters: int
+    flops: float
+    milliseconds: float
+
+
+class Leaf(NamedTuple):
+    """The shapes of one leaf of the weights."""
+
+    path: str
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+
+
+def leaves(before: Network, after: Network) -> list[Leaf]:
+    """The leaves of the weights, in the tree's order."""
+    names = [layer.path for layer in jp.layers(jax.tree.map(_all_of, before.weights))]
+    shapes = ([leaf.shape for leaf in jax.tree.leaves(each.weights)] for each in (before, after))
+    return [Leaf(*row) for row in zip(names, *shapes, strict=True)]
+
+
+def _all_of(weight: jax.Array) -> jax.Array:
+    return jnp.ones(weight.shape, bool)
+
+
+def sizes(before: Network, after: Network, room: Room) -> tuple[Size, Size]:
+    """Of both networks; timed in turn, in evaluation, on batches of 32 records."""
+    networks = (before, after)
+    milliseconds = _milliseconds(networks, room)
+    return tuple(Size(*_counted(*pair, room)) for pair in zip(networks, milliseconds, strict=True))
+
+
+def _counted(network: Network, milliseconds: float, room: Room):
+    channels = room.channels(network)
+    whole = tuple(jnp.ones(family.size, bool) for family in channels.groups)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(network.weights))
+    return parameters, float(jp.channel_cost(channels, whole, of="flops")), milliseconds
+
+
+def _milliseconds(networks, room: Room) -> list[float]:
+    inputs = room.task.inputs(jax.tree.map(lambda array: array[:_BATCH], room.test))
+    run = jax.jit(room.outputs)
+    times = [[] for _ in networks]
+    for turn in range(1 + _REPEATS):
+        for network, own in zip(networks, times, strict=True):
+            start = time.perf_counter()
+            jax.block_until_ready(run(network.parameters(), inputs))
+            if turn:  # the first one compiles
+                own.append(1e3 * (time.perf_counter() - start))
+    return [statistics.median(own) for own in times]
+
+
+def table(rows: list[Leaf]) -> str:
+    """Shapes before and after, a line a leaf."""
+    shape = lambda sizes: "x".join(map(str, sizes))
+    cells = [("leaf", "before", "after")]
+    cells += [(row.path, shape(row.before), shape(row.after)) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in cells)
+    return "\n".join(lines)
