@@ -57,6 +57,7 @@ from jaxprune.patterns.groups import group_norms
 from jaxprune.patterns.nm import nm_mask
 from jaxprune.patterns.packing import Packed24, pack_24, unpack_24
 from jaxprune.patterns.transposable import transposable_nm_mask, transposable_potentials
+from jaxprune.trees.budgets import budget_mask
 from jaxprune.trees.masks import apply_mask, count, prunable, sparsity
 from jaxprune.trees.projections import projection_capped_simplex
 from jaxprune.trees.report import Layer, layers, problems, table
@@ -82,6 +83,7 @@ __all__ = [
     "apply_mask",
     "bernoulli_mask",
     "best_sampled_mask",
+    "budget_mask",
     "channel_groups",
     "channel_mask",
     "count",
