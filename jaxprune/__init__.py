@@ -18,7 +18,8 @@ Press towards sparsity          add_hoyer_square, add_group_hoyer_square, add_pe
                                 group_lasso, threshold_mask, trimming_point, group_norms
 Constrain and sample            projection_capped_simplex, bernoulli_mask, counter_bits
 Change it over time             cubic_sparsity, annealed_temperature
-Make the network smaller        channel_groups, channel_mask, shrink
+Make the network smaller        channel_groups, channel_norms, channel_mask, shrink
+Hold a budget that users feel   channel_cost, budget_mask
 Hand over to hardware           pack_24, unpack_24
 """
 
@@ -49,7 +50,8 @@ from jaxprune.methods.probmask import (
 from jaxprune.methods.pruning import keep_mask, keep_top_k
 from jaxprune.methods.schedules import annealed_temperature, cubic_sparsity
 from jaxprune.methods.straight_through import straight_through
-from jaxprune.networks.channels import ChannelGroups, Channels, channel_groups, channel_mask
+from jaxprune.networks.channels import ChannelGroups, Channels, channel_groups
+from jaxprune.networks.group_trees import channel_cost, channel_mask, channel_norms
 from jaxprune.networks.reconstruction import reconstruct
 from jaxprune.networks.removal import Shrunk, shrink
 from jaxprune.patterns.counting import mask_count, smallest_n
@@ -84,8 +86,10 @@ __all__ = [
     "bernoulli_mask",
     "best_sampled_mask",
     "budget_mask",
+    "channel_cost",
     "channel_groups",
     "channel_mask",
+    "channel_norms",
     "count",
     "counter_bits",
     "cubic_sparsity",
