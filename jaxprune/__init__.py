@@ -18,7 +18,8 @@ Press towards sparsity          add_hoyer_square, add_group_hoyer_square, add_pe
                                 group_lasso, threshold_mask, trimming_point, group_norms
 Constrain and sample            projection_capped_simplex, bernoulli_mask, counter_bits
 Change it over time             cubic_sparsity, annealed_temperature
-Make the network smaller        channel_groups, channel_mask, shrink
+Make the network smaller        channel_groups, channel_norms, channel_mask, shrink
+Hold a budget that users feel   channel_cost, budget_mask
 Hand over to hardware           pack_24, unpack_24
 """
 
@@ -49,7 +50,8 @@ from jaxprune.methods.probmask import (
 from jaxprune.methods.pruning import keep_mask, keep_top_k
 from jaxprune.methods.schedules import annealed_temperature, cubic_sparsity
 from jaxprune.methods.straight_through import straight_through
-from jaxprune.networks.channels import ChannelGroups, Channels, channel_groups, channel_mask
+from jaxprune.networks.channels import ChannelGroups, Channels, channel_groups
+from jaxprune.networks.group_trees import channel_cost, channel_mask, channel_norms
 from jaxprune.networks.reconstruction import reconstruct
 from jaxprune.networks.removal import Shrunk, shrink
 from jaxprune.patterns.counting import mask_count, smallest_n
@@ -57,6 +59,7 @@ from jaxprune.patterns.groups import group_norms
 from jaxprune.patterns.nm import nm_mask
 from jaxprune.patterns.packing import Packed24, pack_24, unpack_24
 from jaxprune.patterns.transposable import transposable_nm_mask, transposable_potentials
+from jaxprune.trees.budgets import budget_mask
 from jaxprune.trees.masks import apply_mask, count, prunable, sparsity
 from jaxprune.trees.projections import projection_capped_simplex
 from jaxprune.trees.report import Layer, layers, problems, table
@@ -82,8 +85,11 @@ __all__ = [
     "apply_mask",
     "bernoulli_mask",
     "best_sampled_mask",
+    "budget_mask",
+    "channel_cost",
     "channel_groups",
     "channel_mask",
+    "channel_norms",
     "count",
     "counter_bits",
     "cubic_sparsity",

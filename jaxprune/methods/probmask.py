@@ -8,6 +8,7 @@ end a mask is fixed: the exact budget by `top_k_mask`, or the best of several sa
 `best_sampled_mask`. Frozen weights (`optax.set_to_zero`) make it a search for a supermask.
 """
 
+import functools
 import numbers
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -56,8 +57,11 @@ class ProjectProbabilitiesState(NamedTuple):
     count: jax.typing.ArrayLike
 
 
+Costs = chex.ArrayTree | Callable[[chex.ArrayTree], chex.Numeric] | None
+
+
 def project_probabilities(
-    sparsity: optax.ScalarOrSchedule, *, costs: chex.ArrayTree | None = None
+    sparsity: optax.ScalarOrSchedule, *, costs: Costs = None
 ) -> optax.GradientTransformation:
     """Projects keep probabilities onto one budget over all layers, after the links before it.
 
@@ -69,7 +73,10 @@ def project_probabilities(
         budget is calculated in double precision for a Python number, in float32 for a traced one.
         A traced one that turns out to be NaN or outside [0, 1] is no budget: probabilities are
         then only clipped to [0, 1].
-      costs: of one weight, as for `projection_capped_simplex`; by default 1.
+      costs: of one weight, as for `projection_capped_simplex`; by default 1. Or a function from
+        the tree that the link sees to what its probabilities cost in all, non-decreasing and
+        differentiable, such as `functools.partial(channel_cost, channels, of="flops")`. The budget
+        then holds to 1e-5, for probabilities that are the nearest as far as first derivatives tell.
 
     Returns:
       A transformation for the end of a chain over the tree of probabilities alone:
@@ -77,7 +84,8 @@ def project_probabilities(
 
     Raises:
       TypeError: for a sparsity that is neither a number nor a schedule.
-      ValueError: for a sparsity outside [0, 1], or costs that don't fit.
+      ValueError: for a sparsity outside [0, 1], or costs that don't fit; in `init`, for a budget
+        below what a function says of no probabilities at all.
 
     >>> import jax.numpy as jnp, optax
     >>> import jaxprune as jp
@@ -91,21 +99,55 @@ def project_probabilities(
     checks.fraction("sparsity", sparsity, schedule=True)
 
     def init_fn(params):
-        del params
+        if _is_function(costs):
+            _check_budget(sparsity, costs, params)
         return ProjectProbabilitiesState(count=jnp.int32(0))
 
     def update_fn(updates, state, params=None):
         moved: Any = optax.apply_updates(needed(params), updates)
-        here = None
-        if costs is not None:
-            masks.leaves_like(moved, costs, "the costs", "`jax.tree.map` over the probabilities")
-            here = masks.visible(moved, costs)
-        budget = _density(sparsity, state.count) * _total_cost(moved, here)
-        projected = projections.projection_capped_simplex(moved, budget, costs=here)
+        density = _density(sparsity, state.count)
+        if _is_function(costs):
+            budget = density * _cost_of_all(1.0, costs, moved)
+            projected = projections.projection_within_cost(moved, budget, costs)
+        else:
+            projected = _projected_by_weight(moved, density, costs)
         updates = jax.tree.map(jnp.subtract, projected, params)
         return updates, ProjectProbabilitiesState(count=optax.safe_increment(state.count))
 
     return optax.GradientTransformation(init_fn, update_fn)
+
+
+def _is_function(costs: Costs) -> bool:
+    """Not a tree, which may be a module that can be called as well."""
+    alone = isinstance(costs, functools.partial) or jax.tree_util.all_leaves([costs])
+    return callable(costs) and alone
+
+
+def _cost_of_all(prob: float, costs, probs: chex.ArrayTree) -> chex.Numeric:
+    fill = lambda leaf: jnp.full_like(leaf, prob, dtype=jnp.float32)
+    return costs(jax.tree.map(fill, probs))
+
+
+def _check_budget(sparsity, costs, probs: chex.ArrayTree) -> None:
+    masks.check_floating("the projection", probs)
+    least, most = (_cost_of_all(prob, costs, probs) for prob in (0.0, 1.0))
+    checks.number("what `costs` returns", most, "a number")
+    if callable(sparsity) or not all(map(checks.known, (sparsity, least, most))):
+        return
+    if (1.0 - sparsity) * most < least:
+        raise ValueError(
+            f"a sparsity of {sparsity} allows {(1.0 - sparsity) * most} of {most}, but nothing kept "
+            f"costs {least} already: at most {1.0 - least / most} can be asked for"
+        )
+
+
+def _projected_by_weight(probs, density, costs) -> chex.ArrayTree:
+    here = None
+    if costs is not None:
+        masks.leaves_like(probs, costs, "the costs", "`jax.tree.map` over the probabilities")
+        here = masks.visible(probs, costs)
+    budget = density * _total_cost(probs, here)
+    return projections.projection_capped_simplex(probs, budget, costs=here)
 
 
 def _density(sparsity, count) -> chex.Numeric:

@@ -8,20 +8,16 @@ softmax runs over, are fixed as well (`silence`). Groups of one kind make a fami
 import collections
 import functools
 import itertools
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.networks import silence
+from jaxprune.networks import costs, silence
 from jaxprune.networks.coupling import Coupled, coupled
-from jaxprune.networks.following import Passage
-from jaxprune.networks.program import all_steps, traced
-from jaxprune.networks.rules import Axis
+from jaxprune.networks.program import traced
 from jaxprune.trees import checks, masks
 
 Members = dict[int, dict[tuple[int, int], list[int]]]
@@ -70,10 +66,14 @@ class FixedAxis(NamedTuple):
 
 
 class Channels(NamedTuple):
-    """The families of groups of a network, and what is fixed. As text, it is a table."""
+    """The families of groups of a network, and what is fixed. As text, it is a table.
+
+    `costs` has what `channel_cost` calculates with.
+    """
 
     groups: tuple[ChannelGroups, ...]
     fixed: tuple[FixedAxis, ...]
+    costs: dict[str, costs.Cost]
 
     def __str__(self):
         """The families and the fixed axes, one a line."""
@@ -132,57 +132,6 @@ def channel_groups(
     fixed, as it is the output's: b[:, i]
     """
     return described(*analysed(apply, params, example_inputs))
-
-
-def channel_mask(
-    params: chex.ArrayTree, removed: Iterable[tuple[ChannelGroups, Sequence[int]]]
-) -> chex.ArrayTree:
-    """The mask that prunes groups and all that goes with them.
-
-    Args:
-      params: the parameters that the groups were found in.
-      removed: pairs of a family and the numbers of its groups that are to go.
-
-    Returns:
-      A tree like `params`: `False` in all entries of these groups and `True` elsewhere, `None` for
-      leaves that aren't floating-point.
-
-    Raises:
-      ValueError: for leaves or numbers that aren't there.
-
-    >>> import jax.numpy as jnp
-    >>> import jaxprune as jp
-    >>> params = [jnp.ones((2, 2)), jnp.ones((2, 1))]
-    >>> channels = jp.channel_groups(lambda p, x: x @ p[0] @ p[1], params, jnp.ones((1, 2)))
-    >>> jp.channel_mask(params, [(channels.groups[0], [1])])
-    [Array([[ True, False],
-           [ True, False]], dtype=bool), Array([[ True],
-           [False]], dtype=bool)]
-    """
-    checks.tree("the parameters", params)
-    paths_and_leaves, structure = jax.tree_util.tree_flatten_with_path(params)
-    keeps = {
-        masks.path_name(path): np.ones(leaf.shape, bool) if masks.is_floating(leaf) else None
-        for path, leaf in paths_and_leaves
-    }
-    for family, numbers in removed:
-        _check_numbers(family, numbers)
-        for place in family.places:
-            keep = keeps.get(place.leaf)
-            if keep is None:
-                raise ValueError(f"'{place.leaf}' is no floating-point leaf of the parameters")
-            gone = place.indices[np.asarray(numbers, int)].ravel()
-            np.moveaxis(keep, place.axis, 0)[gone] = False
-    arrays = [None if keep is None else jnp.asarray(keep) for keep in keeps.values()]
-    return structure.unflatten(arrays)
-
-
-def _check_numbers(family: ChannelGroups, numbers: Sequence[int]) -> None:
-    wrong = [n for n in numbers if not 0 <= n < family.size]
-    if wrong:
-        raise ValueError(
-            f"{family.name} has {family.size} groups, with numbers from 0 on, but not {wrong}"
-        )
 
 
 def analysed(
@@ -267,11 +216,18 @@ def families(of: Members) -> dict[tuple, list[int]]:
 
 def described(names: list[str], found: Coupled, of: Members) -> Channels:
     """The public form of families and fixed axes."""
-    groups = [_family(names, found, of, variables) for variables in families(of).values()]
-    return Channels(tuple(groups), tuple(_fixed_axes(names, found)))
+    alike = [*families(of).values()]
+    number = {variable: i for i, variable in enumerate(itertools.chain(*alike))}
+    polynomials = costs.polynomials(found, number)
+    groups = []
+    for variables in alike:
+        without = np.arange(len(number)) != number[variables[0]]
+        saves = {name: cost.saved_by(without) for name, cost in polynomials.items()}
+        groups.append(_family(names, found, of, variables, saves))
+    return Channels(tuple(groups), tuple(_fixed_axes(names, found)), polynomials)
 
 
-def _family(names, found: Coupled, of: Members, variables: list[int]) -> ChannelGroups:
+def _family(names, found: Coupled, of: Members, variables: list[int], saves: dict[str, int]):
     places = []
     ranks = {}
     for leaf, axis in of[variables[0]]:
@@ -281,49 +237,13 @@ def _family(names, found: Coupled, of: Members, variables: list[int]) -> Channel
         name = axis_name(names[leaf], axis, rank) + (f" x{entries}" if entries > 1 else "")
         places.append(Place(name, names[leaf], axis, indices))
         ranks[name] = (-rank, -axis)
-    parameters = _parameters(found, of[variables[0]])
-    flops = _flops(found, variables[0])
     name = min((place.name for place in places), key=ranks.__getitem__)
-    return ChannelGroups(name, tuple(places), parameters, flops)
+    return ChannelGroups(name, tuple(places), **saves)
 
 
 def axis_name(leaf: str, axis: int, rank: int) -> str:
     """Such as `kernel[:, i]`."""
     return f"{leaf}[{', '.join('i' if i == axis else ':' for i in range(rank))}]"
-
-
-def _parameters(found: Coupled, places: dict[tuple[int, int], list[int]]) -> int:
-    """The number of entries of leaves with one of these indices."""
-    stay = {leaf: [len(axis) for axis in found.leaves[leaf]] for leaf, _ in places}
-    before = sum(map(math.prod, stay.values()))
-    for (leaf, axis), indices in places.items():
-        stay[leaf][axis] -= len(indices)
-    return before - sum(map(math.prod, stay.values()))
-
-
-def _flops(found: Coupled, variable: int) -> int:
-    """What all products save without the variable."""
-    gone = found.terms.leaving([variable])
-    saved = 0
-    for step, times in all_steps(found.program.body):
-        if step.name in _PRODUCTS and id(step) in found.passages:
-            axes = _PRODUCTS[step.name](step, found.passages[id(step)])
-            stay = math.prod(len(axis) - int(gone[axis].sum()) for axis in axes)
-            saved += 2 * times * (math.prod(map(len, axes)) - stay)
-    return saved
-
-
-def _of_matrix_product(step, passage: Passage) -> list[Axis]:
-    (contracted, _), _ = step.equation.params["dimension_numbers"]
-    return [*passage.results[0], *(passage.operands[0][i] for i in contracted)]
-
-
-def _of_convolution(step, passage: Passage) -> list[Axis]:
-    _, (_, *summed), _ = step.equation.params["dimension_numbers"]
-    return [*passage.results[0], *(passage.operands[1][i] for i in summed)]
-
-
-_PRODUCTS = {"dot_general": _of_matrix_product, "conv_general_dilated": _of_convolution}
 
 
 def _fixed_axes(names, found: Coupled):

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.networks import channels, resizing, silence
-from jaxprune.networks.channels import ChannelGroups, Members
+from jaxprune.networks.channels import Members
 from jaxprune.networks.coupling import Coupled, coupled
 from jaxprune.networks.program import traced
 from jaxprune.trees import masks
@@ -53,15 +53,15 @@ class Kept:
 class Shrunk(NamedTuple):
     """A network without its pruned channels.
 
-    `params` are the smaller parameters and `apply(params, *inputs)` computes with them. `removed`
-    has pairs of a family of groups and the numbers of those that left, `mask` is the mask that the
-    network is equal to, `difference` the largest difference of the outputs for the example inputs,
-    relative to the largest output. `kept` is a tree like `params` of what was kept of each leaf.
+    `params` are the smaller parameters and `apply(params, *inputs)` computes with them. `keep` says
+    of each family of `channel_groups` which groups stay, as for `channel_mask`; `mask` is the mask
+    that the network is equal to, `difference` the largest difference of the outputs for the example
+    inputs, relative to the largest output. `kept` is a tree like `params` of what stays of leaves.
     """
 
     params: chex.ArrayTree
     apply: Callable[..., Any]
-    removed: tuple[tuple[ChannelGroups, tuple[int, ...]], ...]
+    keep: tuple[jax.Array, ...]
     mask: chex.ArrayTree
     difference: float
     kept: chex.ArrayTree
@@ -119,7 +119,7 @@ def shrink(
         that `mask` of the result is another; "keep" leaves them in.
 
     Returns:
-      `Shrunk(params, apply, removed, mask, difference, kept)`. Its `apply` can be jitted,
+      `Shrunk(params, apply, keep, mask, difference, kept)`. Its `apply` can be jitted,
       differentiated and exported, and takes inputs of other shapes as far as the old one does; it
       traces the old one each time it is called, so call it under `jax.jit`. `like(tree)` shrinks
       what mirrors the parameters, such as the state of an optimizer. Numbers in the network stay:
@@ -163,8 +163,26 @@ def shrink(
     with jax.default_matmul_precision("highest"):
         masked = jax.jit(apply)(masked_params, *example_inputs)
         shrunk = jax.jit(small_apply)(small, *example_inputs)
-    removed = tuple(_removed(names, found, of, set(leaving)))
-    return Shrunk(small, small_apply, removed, mask, _difference(masked, shrunk), kept)
+    keep = tuple(_groups_that_stay(of, set(leaving)))
+    return Shrunk(small, small_apply, keep, mask, _difference(masked, shrunk), kept)
+
+
+def cut(
+    apply: Callable[..., Any], params: chex.ArrayTree, mask: chex.ArrayTree
+) -> tuple[Callable[..., Any], chex.ArrayTree]:
+    """The function and the parameters without the groups that a mask prunes whole.
+
+    Nobody looks at what they send: the masked network may compute something else. It takes as long
+    as the shrunk one, though.
+    """
+
+    def of_leaf(leaf, keep):
+        whole = np.ones(jnp.shape(leaf), bool)
+        pruned = silence.flags(whole if keep is None else keep)
+        return Kept(whole.shape, tuple(~gone for gone in pruned))
+
+    kept = jax.tree.map(of_leaf, params, mask)
+    return _smaller(apply, params, kept), jax.tree.map(Kept.of, kept, params)
 
 
 def _keeps(params: chex.ArrayTree, mask: chex.ArrayTree) -> list[Any]:
@@ -243,7 +261,7 @@ def _check_something_stays(names, found: Coupled, leaving: list[int]) -> None:
                 name = channels.axis_name(names[leaf], axis, len(axes))
                 raise ValueError(
                     f"nothing of {name} would stay: the mask prunes all of its {len(terms)} "
-                    "indices. Keep at least one"
+                    "indices. Keep at least one, as `budget_mask` does with `least=1`"
                 )
 
 
@@ -256,13 +274,9 @@ def _kept(params, found: Coupled, leaving: list[int]) -> chex.ArrayTree:
     )
 
 
-def _removed(names, found: Coupled, of: Members, leaving: set[int]):
-    """Families with the numbers of those groups that leave."""
-    public = channels.described(names, found, of)
-    for family, variables in zip(public.groups, channels.families(of).values(), strict=True):
-        numbers = tuple(i for i, variable in enumerate(variables) if variable in leaving)
-        if numbers:
-            yield family, numbers
+def _groups_that_stay(of: Members, leaving: set[int]):
+    for variables in channels.families(of).values():
+        yield jnp.array([variable not in leaving for variable in variables])
 
 
 def _smaller(apply, params: chex.ArrayTree, kept: chex.ArrayTree) -> Callable[..., Any]:

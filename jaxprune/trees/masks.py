@@ -332,6 +332,16 @@ def sharded_as(function: Callable[..., chex.ArrayTree], shardings: chex.ArrayTre
     return function
 
 
+def whole(function: Callable[..., chex.ArrayTree], tree: chex.ArrayTree) -> Callable:
+    """As `sharded_alike`, with results that each device has whole."""
+    meshes = [jax.typeof(leaf).sharding.mesh for leaf in jax.tree.leaves(tree)]
+    explicit = [mesh for mesh in meshes if jax.sharding.AxisType.Explicit in mesh.axis_types]
+    if not explicit:
+        return function
+    everywhere = jax.sharding.PartitionSpec()
+    return sharded_as(function, jax.sharding.NamedSharding(explicit[0], everywhere))
+
+
 def most_shards(size: int, mesh) -> int:
     """A multiple of every number of shards that so many entries of an axis can lie in, evenly.
 

@@ -12,17 +12,23 @@ floats: one would be too coarse for a small budget below scores near 1.
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
+import optax
 
 from jaxprune.trees import checks, masks, positions, selection, wide
 
 _FRACTION = 30  # bits after the point of every quantity that is compared with the budget
 _PRECISION = 2.0**-24  # of a budget in float32
 _MAX_PASSES = 100  # bisection alone would need about 60
+_LINEARISATIONS = 12  # from near the budget 3 are enough
+_LEAST_PRICE = 1e-6  # of the highest, for what costs nothing as long as something else is gone
+_HALVINGS = 24  # of a factor in [0, 1]
+_TOLERANCE = 2e-6  # of the budget, so that nothing is scaled down for rounding
 
 
 def projection_capped_simplex(
@@ -67,6 +73,57 @@ def projection_capped_simplex(
     if costs is not None:
         costs = _checked_costs(scores, costs)
     return _project(scores, jnp.asarray(budget, jnp.float32), costs)
+
+
+def projection_within_cost(
+    scores: chex.ArrayTree,
+    budget: chex.Numeric,
+    cost: Callable[[chex.ArrayTree], chex.Numeric],
+) -> chex.ArrayTree:
+    r"""The nearest probabilities of which a function says that they cost no more than the budget.
+
+    .. math::
+      \min_s \|s - z\|^2 \quad\text{subject to}\quad 0 \le s_i \le 1,\ C(s) \le K
+
+    by sequential linearisation: C is replaced by its tangent at the last s, whose slopes are the
+    costs of `projection_capped_simplex`, until s meets the first-order conditions. These are all
+    that can be asked for: {C <= K} isn't convex where C has products of probabilities. What still
+    exceeds the budget then is scaled down to it.
+
+    Args:
+      scores: tree of floating-point arrays (z) and `None`.
+      budget: K, at least C(0); may be traced.
+      cost: C, differentiable and non-decreasing in each probability.
+    """
+    wide_scores = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), scores)
+
+    def linearise(_, probs):
+        spent, slopes = jax.value_and_grad(cost)(probs)
+        highest = _largest(jax.tree.leaves(slopes))
+        least = jnp.where(highest > 0, _LEAST_PRICE * highest, 1.0)
+        prices = jax.tree.map(lambda slope: jnp.maximum(slope, least), slopes)
+        left = budget - spent + optax.tree.vdot(prices, probs)
+        return projection_capped_simplex(wide_scores, jnp.maximum(left, 0.0), costs=prices)
+
+    start = jax.tree.map(lambda leaf: jnp.clip(leaf, 0.0, 1.0), wide_scores)
+    probs = jax.lax.fori_loop(0, _LINEARISATIONS, linearise, start)
+    limit = budget * (1.0 + _TOLERANCE)
+    factor = _affordable_factor(lambda factor: cost(optax.tree.scale(factor, probs)) <= limit)
+    return jax.tree.map(lambda leaf, prob: (factor * prob).astype(leaf.dtype), scores, probs)
+
+
+def _affordable_factor(fits: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """1 if it fits, or the largest smaller factor that does."""
+
+    def halve(_, ends):
+        low, high = ends
+        middle = (low + high) / 2
+        fit = fits(middle)
+        return jnp.where(fit, middle, low), jnp.where(fit, high, middle)
+
+    one, zero = jnp.float32(1), jnp.float32(0)
+    smaller = lambda: jax.lax.fori_loop(0, _HALVINGS, halve, (zero, one))[0]
+    return jax.lax.cond(fits(one), lambda: one, smaller)
 
 
 def _checked_costs(scores, costs):
@@ -132,11 +189,15 @@ def _share(score, v: _Shift, cost) -> jax.Array:
     return jnp.clip(shifted, 0.0, 1.0)
 
 
+def _largest(costs) -> jax.Array:
+    return jnp.stack([jnp.max(cost, initial=0.0) for cost in map(jnp.asarray, costs)]).max()
+
+
 def _shift(leaves, budget, costs) -> _Shift:
     """The smallest v >= 0 for which sum c clip(z - v c, 0, 1) <= budget."""
     size = sum(leaf.size for leaf in leaves)
     fraction = min(_FRACTION, 62 - size.bit_length())  # so that all of it fits 64 bits
-    largest = jnp.stack([jnp.max(cost, initial=0.0) for cost in map(jnp.asarray, costs)]).max()
+    largest = _largest(costs)
     scale = jnp.exp2(-jnp.ceil(jnp.log2(largest)))  # costs times scale lie in (0, 1]
     limit = jnp.minimum(budget * scale * 2.0**fraction, 2.0**62)
     per_leaf = all(jnp.ndim(cost) == 0 for cost in costs)

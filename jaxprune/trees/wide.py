@@ -29,6 +29,15 @@ def counts_in_64_bits(function: _Function) -> _Function:
     return wide  # type: ignore[return-value]
 
 
+@counts_in_64_bits
+def least_float32(x: jax.Array) -> jax.Array:
+    """The least float32 that isn't below an integer: what fits a budget then is known to."""
+    x = x.astype(jnp.int64)
+    near = x.astype(jnp.float32)
+    above = jnp.nextafter(near, jnp.full_like(near, jnp.inf))
+    return jnp.where(near.astype(jnp.int64) < x, above, near)
+
+
 def exact_sums(rows: Sequence[Sequence[jax.Array]]) -> jax.Array:
     """The exact sum of each array, as uint64 of shape (rows, arrays of a row), modulo 2**64.
 
