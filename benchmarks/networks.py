@@ -78,9 +78,7 @@ def mobilenet():
         x = nn.relu6(_norm(nn.Conv(32, (3, 3), use_bias=False)(x)))
         for width, stride in ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), (512, 1)):
             inputs = x.shape[-1]
-            depthwise = nn.Conv(
-                inputs, (3, 3), stride, feature_group_count=inputs, use_bias=False
-            )
+            depthwise = nn.Conv(inputs, (3, 3), stride, feature_group_count=inputs, use_bias=False)
             x = nn.relu6(_norm(depthwise(x)))
             x = nn.relu6(_norm(nn.Conv(width, (1, 1), use_bias=False)(x)))
         return nn.Dense(10)(x.mean((1, 2)))

@@ -145,9 +145,9 @@ def report(
         **findings,
     }
     table = jp.table(network.mask)
+    size = shrinkage.sizes(first, network, room) if shrunk else {}
     if shrunk:
-        before, after = shrinkage.sizes(first, network, room)
-        result["size"] = {"before": before._asdict(), "after": after._asdict()}
+        result["size"] = {when: each._asdict() for when, each in size.items()}
         table += f"\n\n{shrinkage.table(leaves)}"
     (folder / "table.txt").write_text(table + "\n")
     (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
@@ -156,8 +156,8 @@ def report(
     print(f"test {metric.name} {metric.text(value)} with {kept:,} of {weights:,} weights")
     for name, found in findings.items():
         print(f"{name}: {found}")
-    for when, size in result.get("size", {}).items():
-        print(f"{when}: " + ", ".join(f"{value:,.6g} {name}" for name, value in size.items()))
+    for when, each in size.items():
+        print(f"{when}: {shrinkage.text(each)}")
     for name in ("table.txt", "picture.png", "metrics.jsonl", "result.json"):
         print(folder / name)
     return result

@@ -41,18 +41,24 @@ def _all_of(weight: jax.Array) -> jax.Array:
     return jnp.ones(weight.shape, bool)
 
 
-def sizes(before: Network, after: Network, room: Room) -> tuple[Size, Size]:
+def sizes(before: Network, after: Network, room: Room) -> dict[str, Size]:
     """Of both networks; timed in turn, in evaluation, on batches of 32 records."""
-    networks = (before, after)
-    milliseconds = _milliseconds(networks, room)
-    return tuple(Size(*_counted(*pair, room)) for pair in zip(networks, milliseconds, strict=True))
+    networks = {"before": before, "after": after}
+    milliseconds = _milliseconds([*networks.values()], room)
+    return {
+        when: Size(_parameters(network), _flops(network, room), time)
+        for (when, network), time in zip(networks.items(), milliseconds, strict=True)
+    }
 
 
-def _counted(network: Network, milliseconds: float, room: Room):
+def _parameters(network: Network) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(network.weights))
+
+
+def _flops(network: Network, room: Room) -> float:
     channels = room.channels(network)
     whole = tuple(jnp.ones(family.size, bool) for family in channels.groups)
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(network.weights))
-    return parameters, float(jp.channel_cost(channels, whole, of="flops")), milliseconds
+    return float(jp.channel_cost(channels, whole, of="flops"))
 
 
 def _milliseconds(networks, room: Room) -> list[float]:
@@ -66,6 +72,14 @@ def _milliseconds(networks, room: Room) -> list[float]:
             if turn:  # the first one compiles
                 own.append(1e3 * (time.perf_counter() - start))
     return [statistics.median(own) for own in times]
+
+
+def text(size: Size) -> str:
+    """For people."""
+    return (
+        f"{size.parameters:,} parameters, {size.flops:,.0f} flops a record, "
+        f"{size.milliseconds:.3g} ms a batch of {_BATCH}"
+    )
 
 
 def table(rows: list[Leaf]) -> str:

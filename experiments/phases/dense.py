@@ -76,4 +76,5 @@ class FineTune(Dense):
 
     def links(self, network, sparsity, steps, room):
         """As for dense training, with what is pruned kept at zero."""
-        return optax.chain(super().links(network, sparsity, steps, room), jp.keep_mask(network.mask))
+        links = super().links(network, sparsity, steps, room)
+        return optax.chain(links, jp.keep_mask(network.mask))

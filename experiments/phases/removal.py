@@ -8,15 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxprune as jp
-from experiments.phases.base import Network, OneShot, check_choice
+from experiments.phases.base import Network, OneShot, Tree, check_choice
 
 
 @dataclasses.dataclass(frozen=True)
 class PruneChannels(OneShot):
     """The channels with the largest norms beside those of their layer stay. Trains nothing.
 
-    As many of them as cost at most `budget`, or (1 - sparsity) of what the network costs: in
-    `of="flops"` for one record (two for each multiplication and addition) or `of="parameters"`.
+    At least one of each layer, and as many of them as cost at most `budget`, or (1 - sparsity) of
+    what the network costs: in `of="flops"` for one record (two for each multiplication and
+    addition) or `of="parameters"`.
     """
 
     of: str = "flops"
@@ -34,9 +35,11 @@ class PruneChannels(OneShot):
         budget = self.budget
         if budget is None:
             budget = (1 - sparsity) * float(cost(jax.tree.map(jnp.ones_like, norms)))
-        kept = jp.budget_mask(jax.tree.map(_beside_others, norms), budget, cost)
-        mask = jp.channel_mask(params, channels, kept)["weights"]
-        return network._replace(mask=jax.tree.map(jnp.logical_and, mask, _whole(network)))
+        scores = jax.tree.map(_beside_others, norms)
+        kept: Tree = jp.budget_mask(scores, budget, cost, least=1)
+        mask: Tree = jp.channel_mask(params, channels, kept)
+        both = jax.tree.map(jnp.logical_and, mask["weights"], _whole(network))
+        return network._replace(mask=both)
 
 
 def _beside_others(norms: jax.Array) -> jax.Array:
@@ -70,8 +73,10 @@ class Shrink(OneShot):
         """The network with smaller weights, rest and mask."""
         params, mask = network.parameters(), network.parameters_mask()
         small = jp.shrink(room.outputs, params, mask, room.example(), partial=self.partial)
-        shrunk = Network(**small.params, mask=small.like(small.mask)["weights"])
-        before = room.test_scores(jp.apply_mask(params, small.mask)["weights"], network.rest)
+        pruned: Tree = small.mask
+        left: Tree = small.params
+        shrunk = Network(**left, mask=small.like(pruned)["weights"])
+        before = room.test_scores(jp.apply_mask(network.weights, pruned["weights"]), network.rest)
         after = room.test_scores(shrunk.weights, shrunk.rest)
         different = int(np.sum(~np.isclose(before, after, rtol=1e-4)))
         sizes = (sum(leaf.size for leaf in jax.tree.leaves(n.weights)) for n in (network, shrunk))

@@ -117,7 +117,8 @@ class Misordered(FineTune):
         return network.weights
 
     def links(self, network, sparsity, steps, room):
-        return optax.chain(jp.keep_mask(network.mask), Dense.links(self, network, sparsity, steps, room))
+        links = Dense.links(self, network, sparsity, steps, room)
+        return optax.chain(jp.keep_mask(network.mask), links)
 
 
 @pytest.mark.usefixtures("one_device", "no_pictures")

@@ -1,4 +1,4 @@
-"""DeepHoyer over coupled channels of an MLP on the digits, to a tenth of the flops; then they leave.
+"""DeepHoyer over coupled channels of an MLP on the digits: nine tenths of the flops leave.
 
 python -m experiments.run experiments/configs/digits/channels.py
 
