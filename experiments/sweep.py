@@ -156,9 +156,17 @@ def summary(name: str, settings: dict, results: list[dict]) -> dict:
     heldout = f"heldout_{metric.name}"
     if all(heldout in result for result in results):
         row["heldout"] = statistics.mean(scale * result[heldout] for result in results)
-    if all("structure" in result for result in results):
-        row["macs"] = [result["structure"]["macs"] for result in results]
+    macs = [*map(_macs, results)]
+    if None not in macs:
+        row["macs"] = macs
     return row
+
+
+def _macs(result: dict) -> int | None:
+    """Multiplications and additions of one record, where they are known."""
+    if "size" in result:
+        return round(result["size"]["after"]["flops"] / 2)
+    return result["structure"]["macs"] if "structure" in result else None
 
 
 def as_markdown(rows: list[dict]) -> str:
