@@ -77,18 +77,24 @@ def test_wrong_values_are_refused(changes, message):
 # configs ----------------------------------------------------------------------------------------
 
 
+SHAPES = {
+    "digits": (8, 8, 1),
+    "mnist": (28, 28, 1),
+    "cifar10": (32, 32, 3),
+    "imagenet2012": (64, 64, 3),
+}
+
+
 @pytest.fixture(scope="module")
 def begun():
     """A configuration's network, without computing its weights, and room; each is made once."""
     made = {}
 
     def of(experiment):
-        if experiment.model not in made:
+        shape = SHAPES[experiment.dataset]
+        if (experiment.model, shape) not in made:
             digits = data.load("digits", limit=1)
-            size = {"digits": 8, "mnist": 28, "cifar10": 32, "imagenet2012": 64}
-            pixels, channels = size[experiment.dataset], 1 if experiment.dataset[1] == "i" else 3
-            shape = (pixels, pixels, channels)
-            task = dataclasses.replace(digits.task, image_shape=shape)
+            task = dataclasses.replace(digits.task, image_shape=shape).without_standardization()
             graphs = []
 
             def build(key):
@@ -99,8 +105,8 @@ def begun():
             network = jax.eval_shape(build, jax.random.key(0))
             records = (np.zeros((1, *shape), np.uint8), np.zeros(1, np.int32))
             dataset = digits._replace(task=task, train=records, test=records)
-            made[experiment.model] = network, Room(graphs[0], dataset)
-        return made[experiment.model]
+            made[experiment.model, shape] = network, Room(graphs[0], dataset)
+        return made[experiment.model, shape]
 
     return of
 
