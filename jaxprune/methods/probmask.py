@@ -136,10 +136,11 @@ def _check_budget(sparsity, cost_of, probs: chex.ArrayTree) -> None:
     checks.number("what `costs` returns", most, "a number")
     if callable(sparsity) or not all(map(checks.known, (sparsity, least, most))):
         return
-    if (1.0 - sparsity) * most < least:
+    budget = (1.0 - sparsity) * most
+    if budget < least:
         raise ValueError(
-            f"a sparsity of {sparsity} allows {(1.0 - sparsity) * most} of {most}, but to keep "
-            f"nothing costs {least}: at most {1.0 - least / most} can be asked for"
+            f"a sparsity of {sparsity} allows {budget:.4g} of {most:.4g}, but to keep nothing "
+            f"costs {least:.4g}: at most {1.0 - least / most:.4g} can be asked for"
         )
 
 

@@ -163,7 +163,7 @@ BUDGETS = {
         lambda: pressed(jp.project_probabilities(0.5), {"w": jnp.ones(3, int)}), "'w'", "int32"),
     "project_probabilities, costs that aren't reached": value(
         lambda: jp.project_probabilities(0.9, costs=lambda s: 1.0 + s["w"].sum()).init(PROBS),
-        "sparsity of 0.9", "costs 1.0", "at most"),
+        "sparsity of 0.9", "costs 1:", "at most"),
     "project_probabilities, costs of each weight": kind(
         lambda: jp.project_probabilities(0.9, costs=lambda s: s).init(PROBS), "`costs`", "dict"),
     "budget_mask, the budget first": kind(
