@@ -19,7 +19,7 @@ Press towards sparsity          add_hoyer_square, add_group_hoyer_square, add_pe
 Constrain and sample            projection_capped_simplex, bernoulli_mask, counter_bits
 Change it over time             cubic_sparsity, annealed_temperature
 Make the network smaller        channel_groups, channel_norms, channel_mask, shrink
-Hold a budget that users feel   channel_cost, budget_mask
+Stay within FLOPs or time       channel_cost, channel_times, budget_mask
 Hand over to hardware           pack_24, unpack_24
 """
 
@@ -54,6 +54,7 @@ from jaxprune.networks.channels import ChannelGroups, Channels, channel_groups
 from jaxprune.networks.group_trees import channel_cost, channel_mask, channel_norms
 from jaxprune.networks.reconstruction import reconstruct
 from jaxprune.networks.removal import Shrunk, shrink
+from jaxprune.networks.timing import channel_times
 from jaxprune.patterns.counting import mask_count, smallest_n
 from jaxprune.patterns.groups import group_norms
 from jaxprune.patterns.nm import nm_mask
@@ -90,6 +91,7 @@ __all__ = [
     "channel_groups",
     "channel_mask",
     "channel_norms",
+    "channel_times",
     "count",
     "counter_bits",
     "cubic_sparsity",

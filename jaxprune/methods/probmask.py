@@ -98,17 +98,19 @@ def project_probabilities(
     """
     checks.fraction("sparsity", sparsity, schedule=True)
 
+    cost_of = _function(costs)
+
     def init_fn(params):
-        if _is_function(costs):
-            _check_budget(sparsity, costs, params)
+        if cost_of is not None:
+            _check_budget(sparsity, cost_of, params)
         return ProjectProbabilitiesState(count=jnp.int32(0))
 
     def update_fn(updates, state, params=None):
         moved: Any = optax.apply_updates(needed(params), updates)
         density = _density(sparsity, state.count)
-        if _is_function(costs):
-            budget = density * _cost_of_all(1.0, costs, moved)
-            projected = projections.projection_within_cost(moved, budget, costs)
+        if cost_of is not None:
+            budget = density * _cost_of_all(1.0, cost_of, moved)
+            projected = projections.projection_within_cost(moved, budget, cost_of)
         else:
             projected = _projected_by_weight(moved, density, costs)
         updates = jax.tree.map(jnp.subtract, projected, params)
@@ -117,27 +119,28 @@ def project_probabilities(
     return optax.GradientTransformation(init_fn, update_fn)
 
 
-def _is_function(costs: Costs) -> bool:
-    """Not a tree, which may be a module that can be called as well."""
+def _function(costs: Any) -> Callable[[chex.ArrayTree], Any] | None:
+    """Costs that are one, and not a tree, which may be a module that can be called as well."""
     alone = isinstance(costs, functools.partial) or jax.tree_util.all_leaves([costs])
-    return callable(costs) and alone
+    return costs if callable(costs) and alone else None
 
 
-def _cost_of_all(prob: float, costs, probs: chex.ArrayTree) -> chex.Numeric:
+def _cost_of_all(prob: float, cost_of, probs: chex.ArrayTree) -> Any:
     fill = lambda leaf: jnp.full_like(leaf, prob, dtype=jnp.float32)
-    return costs(jax.tree.map(fill, probs))
+    return cost_of(jax.tree.map(fill, probs))
 
 
-def _check_budget(sparsity, costs, probs: chex.ArrayTree) -> None:
+def _check_budget(sparsity, cost_of, probs: chex.ArrayTree) -> None:
     masks.check_floating("the projection", probs)
-    least, most = (_cost_of_all(prob, costs, probs) for prob in (0.0, 1.0))
+    least, most = (_cost_of_all(prob, cost_of, probs) for prob in (0.0, 1.0))
     checks.number("what `costs` returns", most, "a number")
     if callable(sparsity) or not all(map(checks.known, (sparsity, least, most))):
         return
-    if (1.0 - sparsity) * most < least:
+    budget = (1.0 - sparsity) * most
+    if budget < least:
         raise ValueError(
-            f"a sparsity of {sparsity} allows {(1.0 - sparsity) * most} of {most}, but nothing kept "
-            f"costs {least} already: at most {1.0 - least / most} can be asked for"
+            f"a sparsity of {sparsity} allows {budget:.4g} of {most:.4g}, but to keep nothing "
+            f"costs {least:.4g}: at most {1.0 - least / most:.4g} can be asked for"
         )
 
 

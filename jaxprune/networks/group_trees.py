@@ -49,14 +49,14 @@ def channel_norms(params: chex.ArrayTree, channels: Channels) -> tuple[jax.Array
     (Array([3., 3.], dtype=float32),)
     """
     checks.tree("the parameters", params)
-    _check_channels(channels)
+    check_channels(channels)
     leaves = {name: leaf for name, leaf in _by_name(params).items() if masks.is_floating(leaf)}
     norms = lambda leaves: tuple(_family_norms(family, leaves) for family in channels.groups)
     return masks.whole(norms, leaves)(leaves)
 
 
 def channel_mask(
-    params: chex.ArrayTree, channels: Channels, keep: Sequence[jax.Array | None]
+    params: chex.ArrayTree, channels: Channels, keep: Sequence[chex.Array | None]
 ) -> chex.ArrayTree:
     """The mask that keeps some groups and prunes all that goes with the others.
 
@@ -97,7 +97,7 @@ def channel_mask(
 
 
 def channel_cost(
-    channels: Channels, keep: Sequence[jax.Array | None], of: str = "flops"
+    channels: Channels, keep: Sequence[chex.Array | None], of: str = "flops"
 ) -> chex.Numeric:
     """What the network costs with the groups that stay.
 
@@ -215,8 +215,8 @@ def _groups_along(xp: Any, places: Sequence[Place], shape: tuple[int, ...]):
         none = len(place.indices)
         of_index = np.full(shape[place.axis], none, np.int32)
         of_index[place.indices] = np.arange(none)[:, None]
-        others = [axis for axis in range(len(shape)) if axis != place.axis]
-        group = xp.asarray(np.expand_dims(of_index, others))
+        along = [-1 if axis == place.axis else 1 for axis in range(len(shape))]
+        group = xp.asarray(of_index.reshape(along))
         again = [(group == other) & (group < none) for other in before]
         yield place, group, functools.reduce(operator.or_, again) if again else None
         before.append(group)
@@ -244,7 +244,8 @@ def _check_leaf(name: str, leaf: jax.Array, places: Sequence[Place]) -> None:
             )
 
 
-def _check_channels(channels: Channels) -> None:
+def check_channels(channels: Channels) -> None:
+    """Raises a TypeError for what isn't of `channel_groups`."""
     if not isinstance(channels, Channels):
         raise TypeError(
             f"`channels` must be what `channel_groups` returns, got {checks.described(channels)}"
@@ -253,7 +254,7 @@ def _check_channels(channels: Channels) -> None:
 
 def _checked(channels: Channels, keep: Sequence[Any]) -> tuple[Any, ...]:
     """Arrays of one kind, boolean or floating-point, with ones for None."""
-    _check_channels(channels)
+    check_channels(channels)
     families = channels.groups
     if not isinstance(keep, (tuple, list)):
         raise TypeError(f"`keep` must be a tuple of arrays, got {checks.described(keep)}")

@@ -7,6 +7,7 @@ The largest k that the budget allows is found by bisection, with some log2(n) ma
 
 import bisect
 from collections.abc import Callable
+from typing import Any
 
 import chex
 import jax
@@ -69,7 +70,7 @@ def budget_mask(
     return selection.top_k_mask(scores, _largest_k(spent, budget, first, size))
 
 
-def _largest_k(spent, budget: chex.Numeric, low: int, high: int) -> chex.Numeric:
+def _largest_k(spent, budget: chex.Numeric, low: int, high: int) -> jax.Array | int:
     """The largest k up to `high` that isn't too expensive, or `low`."""
     if checks.known(budget) and checks.known(spent(low)):
         return low + bisect.bisect_right(range(low + 1, high + 1), budget, key=spent)
@@ -96,7 +97,7 @@ def _raised(scores: chex.ArrayTree, least: int) -> chex.ArrayTree:
         return scores
 
     def of_leaf(leaf):
-        first = selection.top_k_mask(leaf, min(least, leaf.size))
+        first: Any = selection.top_k_mask(leaf, min(least, leaf.size))
         leaf = leaf if masks.is_floating(leaf) else leaf.astype(jnp.float32)
         return jnp.where(first, jnp.inf, jnp.minimum(leaf, jnp.finfo(leaf.dtype).max))
 

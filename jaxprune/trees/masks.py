@@ -338,8 +338,8 @@ def whole(function: Callable[..., chex.ArrayTree], tree: chex.ArrayTree) -> Call
     explicit = [mesh for mesh in meshes if jax.sharding.AxisType.Explicit in mesh.axis_types]
     if not explicit:
         return function
-    everywhere = jax.sharding.PartitionSpec()
-    return sharded_as(function, jax.sharding.NamedSharding(explicit[0], everywhere))
+    everywhere: Any = jax.sharding.NamedSharding(explicit[0], jax.sharding.PartitionSpec())
+    return sharded_as(function, everywhere)
 
 
 def most_shards(size: int, mesh) -> int:

@@ -13,7 +13,7 @@ floats: one would be too coarse for a small budget below scores near 1.
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -112,7 +112,7 @@ def projection_within_cost(
     return jax.tree.map(lambda leaf, prob: (factor * prob).astype(leaf.dtype), scores, probs)
 
 
-def _affordable_factor(fits: Callable[[jax.Array], jax.Array]) -> jax.Array:
+def _affordable_factor(fits: Callable[[jax.Array], Any]) -> jax.Array:
     """1 if it fits, or the largest smaller factor that does."""
 
     def halve(_, ends):

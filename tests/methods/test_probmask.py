@@ -125,6 +125,49 @@ def test_schedule_is_read_at_the_links_own_count():
     assert int(state.count) == 4
 
 
+def layer_product(probs):
+    """Of the expected widths of two layers, and one of them alone."""
+    return jnp.sum(probs["a"]) * jnp.sum(probs["b"]) + jnp.sum(probs["a"])
+
+
+def test_costs_may_be_a_function_of_all_probabilities():
+    """The budget is a share of what certainty costs, and follows a schedule."""
+    probs = {"a": jnp.full(10, 0.9), "b": jnp.linspace(0.5, 1.0, 20), "c": None}
+    schedule = jp.cubic_sparsity(0.75, begin=1, end=3)
+    link = jp.project_probabilities(schedule, costs=layer_product)
+    state, update = link.init(probs), jax.jit(link.update)
+    densities = []
+    for _ in range(4):
+        updates, state = update(jax.tree.map(jnp.ones_like, probs), state, probs)
+        probs = optax.apply_updates(probs, updates)
+        densities.append(float(layer_product(probs)) / 210)
+    np.testing.assert_allclose(densities, [1.0, 1.0, 0.34375, 0.25], rtol=1e-5)
+    assert all(leaf.max() <= 1 for leaf in jax.tree.leaves(probs))
+
+
+class CallableCosts(NamedTuple):
+    """A tree that is a function as well, as modules are."""
+
+    a: jax.Array
+
+    def __call__(self, probs):
+        raise AssertionError("it was called")
+
+
+def test_a_tree_that_can_be_called_is_a_tree():
+    probs = CallableCosts(jnp.ones(4))
+    link = jp.project_probabilities(0.5, costs=CallableCosts(jnp.full(4, 2.0)))
+    updates, _ = link.update(optax.tree.zeros_like(probs), link.init(probs), probs)
+    np.testing.assert_allclose(optax.apply_updates(probs, updates).a, 0.5, rtol=1e-6)
+
+
+def test_a_budget_below_what_is_always_spent():
+    costs = lambda probs: 3.0 + jnp.sum(probs["a"])
+    with pytest.raises(ValueError, match=r"allows 0\.7 of 7, .* nothing costs 3: at most 0\.571"):
+        jp.project_probabilities(0.9, costs=costs).init({"a": jnp.ones(4)})
+    jp.project_probabilities(0.5, costs=costs).init({"a": jnp.ones(4)})
+
+
 @pytest.mark.parametrize("sparsity", [-0.1, 1.1])
 def test_project_probabilities_rejects_a_sparsity_outside_the_unit_interval(sparsity):
     with pytest.raises(ValueError, match="sparsity must lie in"):

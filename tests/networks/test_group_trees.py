@@ -106,7 +106,7 @@ def test_gradient_of_hoyer_square_over_groups():
 
 @pytest.mark.parametrize("scale", [1e-30, 1e30, 0.0])
 def test_norms_at_extreme_scales(scale):
-    apply, params, _, channels = network(recurrent)
+    _, params, _, channels = network(recurrent)
     scaled = jax.tree.map(lambda leaf: scale * leaf, params)
     expected = [scale * x for x in jp.channel_norms(params, channels)]
     np.testing.assert_allclose(jp.channel_norms(scaled, channels), expected, rtol=1e-6)
@@ -359,7 +359,7 @@ def test_wrong_trees_of_groups():
     _, params, _, channels = network(recurrent)
     four = jnp.ones(4, bool)
     for function in (functools.partial(jp.channel_mask, params), jp.channel_cost):
-        with pytest.raises(ValueError, match="each of the 1 families .*, got 2"):
+        with pytest.raises(ValueError, match=r"each of the 1 families .*, got 2"):
             function(channels, (four, four))
         with pytest.raises(ValueError, match=r"`keep` of a\[:, i\] must have the shape \(4,\)"):
             function(channels, (four[:3],))

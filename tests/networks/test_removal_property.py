@@ -155,7 +155,7 @@ def some_groups(channels, data):
 @hypothesis.settings(max_examples=15)
 @hypothesis.given(LISTS, st.data())
 def test_equals_the_masked_network(names, data):
-    """Groups that the mask prunes in passing, since others take all of them along, leave as well."""
+    """Groups that the mask prunes in passing, as others take all of them along, leave as well."""
     apply, params = network(names)
     channels = jp.channel_groups(apply, params, INPUTS)
     keep = tuple(some_groups(channels, data))

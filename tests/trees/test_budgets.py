@@ -84,7 +84,7 @@ def test_a_budget_for_everything(budget):
 
 def test_what_is_refused():
     scores = of([0.0] * 7)
-    with pytest.raises(ValueError, match="budget is 0.5, but to keep nothing costs 1"):
+    with pytest.raises(ValueError, match=r"budget is 0\.5, but to keep nothing costs 1"):
         jp.budget_mask(scores, 0.5, cost)
     with pytest.raises(ValueError, match="but the 1 largest scores of each leaf cost 11"):
         jp.budget_mask(scores, 10, cost, least=1)

@@ -1,6 +1,7 @@
 """Projection onto what a function of all probabilities allows, against all points of a grid."""
 
 import functools
+import itertools
 
 import hypothesis
 import hypothesis.strategies as st
@@ -75,7 +76,7 @@ def test_a_deep_chain(density):
 
     def total(probs):
         means = [leaf.sum() for leaf in probs]
-        return sum(a * b for a, b in zip(means[:-1], means[1:], strict=True)) + means[0]
+        return sum(a * b for a, b in itertools.pairwise(means)) + means[0]
 
     scores = tuple(jnp.linspace(0.9, 1.1, width) for width in widths)
     budget = density * total(tuple(map(jnp.ones, widths)))

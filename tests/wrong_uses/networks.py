@@ -17,17 +17,42 @@ def two_layers(params, x):
     return jnp.tanh(x @ params["a"]) @ params["b"]
 
 
+def channels():
+    return jp.channel_groups(two_layers, TWO, X)
+
+
+FOUR = (jnp.ones(4, bool),)
 ROWS = {
     "channel_groups, parameters first": kind(
         lambda: jp.channel_groups(TWO, two_layers, X), "`apply`", "function", "dict"),
     "channel_groups of None": kind(
         lambda: jp.channel_groups(two_layers, None, X), "the parameters", "None"),
-    "channel_mask, a group that isn't there": value(
-        lambda: jp.channel_mask(
-            TWO, [(jp.channel_groups(two_layers, TWO, X).groups[0], [4])]), "a[:, i]", "4", "[4]"),
+    "channel_norms, channels first": kind(
+        lambda: jp.channel_norms(channels(), TWO), "`channels`", "`channel_groups`", "dict"),
+    "channel_norms of other parameters": value(
+        lambda: jp.channel_norms(MATRIX, channels()), "a[:, i]", "['a', 'b']", "`where`"),
+    "channel_norms of smaller parameters": value(
+        lambda: jp.channel_norms({"a": KERNEL[:, :2], "b": None}, channels()), "'a'", "(8, 2)"),
+    "channel_mask, parameters alone": kind(
+        lambda: jp.channel_mask(TWO, TWO, FOUR), "`channels`", "`channel_groups`", "dict"),
     "channel_mask of other parameters": value(
-        lambda: jp.channel_mask(
-            MATRIX, [(jp.channel_groups(two_layers, TWO, X).groups[0], [0])]), "'a'"),
+        lambda: jp.channel_mask(MATRIX, channels(), FOUR), "'a'"),
+    "channel_mask, an array": kind(
+        lambda: jp.channel_mask(TWO, channels(), FOUR[0]), "`keep`", "tuple", "(4,)"),
+    "channel_mask, numbers of groups": kind(
+        lambda: jp.channel_mask(TWO, channels(), (jnp.array([0, 2]),)), "a[:, i]", "int32"),
+    "channel_mask, too many groups": value(
+        lambda: jp.channel_mask(TWO, channels(), (jnp.ones(5, bool),)), "a[:, i]", "(4,)", "(5,)"),
+    "channel_mask, too many families": value(
+        lambda: jp.channel_mask(TWO, channels(), FOUR * 2), "1 families", "got 2"),
+    "channel_cost of something else": value(
+        lambda: jp.channel_cost(channels(), FOUR, of="bytes"), "flops", "parameters", "'bytes'"),
+    "channel_cost, keep first": kind(
+        lambda: jp.channel_cost(FOUR, channels()), "`channels`", "`channel_groups`", "tuple"),
+    "channel_times, parameters first": kind(
+        lambda: jp.channel_times(TWO, two_layers, channels(), X), "`apply`", "function", "dict"),
+    "channel_times, no repeats": value(
+        lambda: jp.channel_times(two_layers, TWO, channels(), X, repeats=0), "`repeats`", "0"),
     "shrink, parameters first": kind(
         lambda: jp.shrink(TWO, two_layers, TWO, X), "`apply`", "function", "dict"),
     "shrink, weights for a mask": kind(
@@ -38,7 +63,7 @@ ROWS = {
         lambda: jp.shrink(two_layers, TWO, {"a": None, "b": None}, X, partial="some"), "'some'"),
     "shrink, nothing would stay": value(
         lambda: jp.shrink(two_layers, TWO, {"a": KERNEL > 2, "b": KERNEL.T > 2}, X),
-        "a[:, i]", "Keep at least one"),
+        "a[:, i]", "Keep at least one", "`least=1`"),
     "reconstruct, parameters first": kind(
         lambda: jp.reconstruct(MATRIX, apply, {"w": KERNEL > 0}, [X]),
         "`apply`", "function", "dict"),

@@ -161,6 +161,26 @@ BUDGETS = {
         lambda: pressed(jp.project_probabilities(0.5, costs={"w": 0.0}), PROBS), "'w'", "positive"),
     "project_probabilities with weights": kind(
         lambda: pressed(jp.project_probabilities(0.5), {"w": jnp.ones(3, int)}), "'w'", "int32"),
+    "project_probabilities, costs that aren't reached": value(
+        lambda: jp.project_probabilities(0.9, costs=lambda s: 1.0 + s["w"].sum()).init(PROBS),
+        "sparsity of 0.9", "costs 1:", "at most"),
+    "project_probabilities, costs of each weight": kind(
+        lambda: jp.project_probabilities(0.9, costs=lambda s: s).init(PROBS), "`costs`", "dict"),
+    "budget_mask, the budget first": kind(
+        lambda: jp.budget_mask(3, PROBS, jp.count), "tree of arrays", "3"),
+    "budget_mask, text": kind(
+        lambda: jp.budget_mask(PROBS, "3", jp.count), "the budget", "'3'"),
+    "budget_mask, costs of each": kind(
+        lambda: jp.budget_mask(PROBS, 3, PROBS), "`cost`", "function", "dict"),
+    "budget_mask, a cost for each": kind(
+        lambda: jp.budget_mask(PROBS, 3, lambda mask: mask["w"]), "`cost` returns", "(8,)"),
+    "budget_mask, too low": value(
+        lambda: jp.budget_mask(PROBS, 1, lambda mask: 2 + jp.count(mask)), "1", "costs 2"),
+    "budget_mask, too low for the least": value(
+        lambda: jp.budget_mask(PROBS, 1, jp.count, least=2), "2 largest", "cost 2"),
+    "budget_mask, least as a fraction": kind(
+        lambda: jp.budget_mask(PROBS, 3, jp.count, least=0.5), "`least`", "whole", "0.5"),
+    "budget_mask of NaN": value(lambda: jp.budget_mask(NAN, 3, jp.count), "'w'", "NaN"),
     "project_logits, 1.2": value(lambda: jp.project_logits(1.2), "sparsity", "[0, 1]", "1.2"),
     "project_logits, -0.1": value(lambda: jp.project_logits(-0.1), "sparsity", "-0.1"),
     "project_logits, missing params": value(
