@@ -1,0 +1,311 @@
+"""Constants that pruned channels still send, taken up by a bias of what receives them.
+
+A channel whose kernel is pruned sends what its bias makes of zero: one number, whatever the inputs
+are (`silence`). A product with it, or a convolution without padding, adds the same to all positions
+of an output. If a leaf of the parameters is added to this result later, or subtracted from it as a
+running mean is, and is used for nothing else, then that leaf can hold the constant instead.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune.networks import program as programs
+from jaxprune.networks.coupling import Coupled
+from jaxprune.networks.program import Body, Program, Step, all_steps, bind
+from jaxprune.networks.silence import Sum
+from jaxprune.trees import masks
+
+# What only moves entries, and what else can stand between a sum and its bias.
+_MOVES = ("broadcast_in_dim", "convert_element_type", "copy", "reshape", "squeeze", "transpose")
+_CARRIERS = (*_MOVES, "copy_p", "neg", "reduce_precision", "sharding_constraint")
+
+_VARIES = "it isn't the same for all inputs"
+_INSIDE = "it is used in a loop"
+_PADDED = "padding makes it different at the borders"
+_GROUPED = "a grouped convolution uses it"
+_MULTIPLIED = "it is multiplied by what depends on the inputs"
+_NO_BIAS = "nothing after it holds a bias"
+_SHARED = "the bias after it has no entry for each output"
+_PRUNED = "the mask prunes the bias after it"
+
+
+class Receiver(NamedTuple):
+    """A step that sums constants, and the leaf that can hold the result.
+
+    `sender` is the operand that has the constants. `path` are the steps from the result to the
+    leaf, with the operands that come from here; `moves` are those from the leaf to the last one.
+    """
+
+    step: Step
+    sender: int
+    path: list[tuple[Step, int]]
+    leaf: int
+    moves: list[Step]
+
+
+class Folding(NamedTuple):
+    """What leaves take up; and where other groups are heard, and why they can't be folded."""
+
+    added: dict[int, jax.Array]
+    obstacles: dict[int, str]
+
+
+def folding(
+    found: Coupled, heard: dict[int, list[Sum]], leaves: Sequence[Any], keeps: Sequence[Any]
+) -> Folding:
+    """Folds what groups send to the sums that hear them.
+
+    Args:
+      found: the terms of a network.
+      heard: the groups that are to leave, and the sums in which they are heard.
+      leaves: the leaves of the masked parameters.
+      keeps: their masks; a leaf takes up nothing where it is pruned.
+    """
+    network = _Network(found.program, len(leaves))
+    at: dict[int, dict[int, Sum]] = {}  # by steps and axes
+    listeners: dict[int, set[int]] = {}
+    for variable, own in heard.items():
+        for one in own:
+            at.setdefault(id(one.step), {})[one.place] = one
+            listeners.setdefault(id(one.step), set()).add(variable)
+    sums = {key: [*own.values()] for key, own in at.items()}
+    found_receivers = {key: network.receiver(own[0].step) for key, own in sums.items()}
+    receivers = {key: x for key, x in found_receivers.items() if isinstance(x, Receiver)}
+    obstacles: dict[int, str] = {}
+    for key, receiver in found_receivers.items():
+        reason = receiver if isinstance(receiver, str) else _VARIES
+        unfit = listeners[key] & _unfit(found, sums[key], receiver)
+        obstacles = dict.fromkeys(unfit, f"{sums[key][0]}: {reason}") | obstacles
+    while left := [variable for variable in heard if variable not in obstacles]:
+        gone = found.terms.leaving(left)
+        able = {key: x for key, x in receivers.items() if not listeners[key].isdisjoint(left)}
+        sent = {key: _sent(receiver, sums[key], gone) for key, receiver in able.items()}
+        amounts = network.amounts(able, sent, leaves)
+        checked = {key: _blocked(amounts[key], keeps[able[key].leaf]) for key in able}
+        if not any(checked.values()):
+            return Folding(_totals(able, amounts), obstacles)
+        for key, reason in checked.items():
+            if reason:
+                blamed = listeners[key].intersection(left)
+                obstacles |= dict.fromkeys(blamed, f"{sums[key][0]}: {reason}")
+    return Folding({}, obstacles)
+
+
+def _unfit(found: Coupled, sums: Sequence[Sum], receiver: Receiver | str) -> frozenset[int]:
+    """The groups that add to sums what nothing can hold."""
+    terms: set[int] = set()
+    for one in sums:
+        unknown = isinstance(receiver, str) or np.isnan(one.numbers[receiver.sender])
+        terms.update(one.terms[one.loud & unknown].tolist())
+    return frozenset().union(*map(found.terms.variables, terms))
+
+
+def _blocked(found: tuple[jax.Array, jax.Array], keep: Any) -> str | None:
+    amount, exact = found
+    if not exact:
+        return _SHARED
+    pruned = keep is not None and bool(jnp.any((amount != 0) & ~keep))
+    return _PRUNED if pruned else None
+
+
+def _totals(receivers: dict[int, Receiver], amounts) -> dict[int, jax.Array]:
+    totals: dict[int, jax.Array] = {}
+    for key, receiver in receivers.items():
+        amount, _ = amounts[key]
+        before = totals.get(receiver.leaf)
+        totals[receiver.leaf] = amount if before is None else before + amount
+    return totals
+
+
+def with_added(leaf: Any, amount: jax.Array | None) -> Any:
+    """The leaf with what it takes up, in its dtype and sharded as it was."""
+    if amount is None:
+        return leaf
+    wide = masks.at_least_float32(leaf)
+    return jax.device_put(
+        (leaf.astype(wide) + amount.astype(wide)).astype(leaf.dtype), leaf.sharding
+    )
+
+
+class _Network:
+    """Which steps make and use what is in the slots, and what doesn't depend on inputs."""
+
+    def __init__(self, program: Program, number_of_leaves: int):
+        self.program = program
+        self.leaves = {slot: i for i, slot in enumerate(program.body.inputs[:number_of_leaves])}
+        self.outer = {id(step) for step in program.body.steps}
+        self.makers = {slot: step for step in program.body.steps for slot in step.outputs}
+        self.uses: dict[int, list[tuple[Step, int]]] = {}
+        for step, _ in all_steps(program.body):
+            for place, slot in enumerate(step.inputs):
+                self.uses.setdefault(slot, []).append((step, place))
+        self.shown = {slot for body in _bodies(program.body) for slot in body.outputs}
+        self.given = {*self.leaves, *(i for i, constant in enumerate(program.constant) if constant)}
+        for step in program.body.steps:
+            if not step.bodies and self.given.issuperset(step.inputs):
+                self.given.update(step.outputs)
+
+    def receiver(self, step: Step) -> Receiver | str:
+        """What can hold the constants of a sum, or why nothing can."""
+        if id(step) not in self.outer:
+            return _INSIDE
+        if step.name not in _SUMMED:
+            return _NO_BIAS
+        if step.name == "conv_general_dilated":
+            params = step.equation.params
+            if params["feature_group_count"] > 1:
+                return _GROUPED
+            if np.any(params["padding"]) or np.any(np.array(params["lhs_dilation"]) > 1):
+                return _PADDED
+        given = [slot in self.given for slot in step.inputs]
+        if not any(given):
+            return _MULTIPLIED
+        return self._to_a_leaf(step, 0 if given[1] else 1) or _NO_BIAS
+
+    def _to_a_leaf(self, step: Step, sender: int) -> Receiver | None:
+        """Follows the result as long as it is the only thing that hears of the constants."""
+        path: list[tuple[Step, int]] = []
+        slot = step.outputs[0]
+        while use := self._only_use(slot):
+            path.append(use)
+            user, place = use
+            others = [x for i, x in enumerate(user.inputs) if i != place]
+            if user.name in ("add", "sub"):
+                if held := self._moved_leaf(others[0]):
+                    return Receiver(step, sender, path, *held)
+            elif user.name == "mul" or (user.name == "div" and place == 0):
+                if others[0] not in self.given:
+                    return None
+            elif user.name not in _CARRIERS:
+                return None
+            slot = user.outputs[0]
+        return None
+
+    def _only_use(self, slot: int) -> tuple[Step, int] | None:
+        uses = self.uses.get(slot, [])
+        alone = len(uses) == 1 and slot not in self.shown
+        return uses[0] if alone and id(uses[0][0]) in self.outer else None
+
+    def _moved_leaf(self, slot: int) -> tuple[int, list[Step]] | None:
+        """A leaf that nothing else uses, and the steps that bring it here."""
+        moves: list[Step] = []
+        while self._only_use(slot):
+            if slot in self.leaves:
+                floating = jnp.issubdtype(self.program.avals[slot].dtype, jnp.floating)
+                return (self.leaves[slot], moves[::-1]) if floating else None
+            maker = self.makers.get(slot)
+            if maker is None or maker.name not in _MOVES:
+                return None
+            moves.append(maker)
+            slot = maker.inputs[0]
+        return None
+
+    def amounts(self, receivers: dict[int, Receiver], sent: dict[int, np.ndarray], leaves):
+        """What each leaf takes up, and whether this is what the sum gains in all positions."""
+
+        @jax.jit
+        def calculated(leaves, sent):
+            value = _values(self, leaves)
+            return {key: self._amount(receivers[key], sent[key], value) for key in receivers}
+
+        return calculated(leaves, sent)
+
+    def _amount(self, receiver: Receiver, sent, value: Callable[[int], Any]):
+        step, sender = receiver.step, receiver.sender
+        gained = _gained(step, sender, sent, value(step.inputs[1 - sender]))
+        for user, place in receiver.path[:-1]:
+            (gained,) = bind(user, self._operands(user, place, gained, value))
+        user, _ = receiver.path[-1]
+        shape = self.program.avals[user.outputs[0]].shape
+        gained = jnp.broadcast_to(-gained if user.name == "sub" else gained, shape)
+        leaf = self.program.avals[self.program.body.inputs[receiver.leaf]]
+        entries = jnp.arange(leaf.size).reshape(leaf.shape)
+        for move in receiver.moves:
+            if move.name != "convert_element_type":
+                (entries,) = bind(move, [entries])
+        entries = jnp.broadcast_to(entries, shape)
+        amount = jnp.zeros(leaf.size, gained.dtype).at[entries].set(gained)
+        return amount.reshape(leaf.shape), jnp.all(amount[entries] == gained)
+
+    def _operands(self, step: Step, place: int, gained, value: Callable[[int], Any]) -> list[Any]:
+        """What a step that is linear in one operand makes the gain's: nothing is added to it."""
+        nothing = lambda slot: jnp.zeros(self.program.avals[slot].shape, gained.dtype)
+        other = nothing if step.name in ("add", "sub") else value
+        return [gained if i == place else other(slot) for i, slot in enumerate(step.inputs)]
+
+
+def _bodies(body: Body) -> Iterator[Body]:
+    yield body
+    for step, _ in all_steps(body):
+        yield from step.bodies
+
+
+def _values(network: _Network, leaves: Sequence[Any]) -> Callable[[int], Any]:
+    """What is in slots that don't depend on inputs."""
+    known = programs.constants(network.program) | {i: leaves[n] for i, n in network.leaves.items()}
+
+    def value(slot: int):
+        if slot not in known:
+            maker = network.makers[slot]
+            known.update(zip(maker.outputs, bind(maker, [*map(value, maker.inputs)]), strict=True))
+        return known[slot]
+
+    return value
+
+
+def _of_matrix_product(step: Step):
+    contracted, batched = step.equation.params["dimension_numbers"]
+    rests = []
+    for number in (0, 1):
+        rank = len(step.equation.invars[number].aval.shape)
+        ended = (*contracted[number], *batched[number])
+        rests.append([*batched[number], *(i for i in range(rank) if i not in ended)])
+    first, second = rests
+    batch, start = len(batched[0]), len(first)
+    return contracted, (
+        dict(zip(first, range(start), strict=True)),
+        dict(zip(second, [*range(batch), *range(start, start + len(second) - batch)], strict=True)),
+    )
+
+
+def _of_convolution(step: Step):
+    (batch, channels, *_), (outputs, inputs, *_), result = step.equation.params["dimension_numbers"]
+    return ((channels,), (inputs,)), ({batch: result[0]}, {outputs: result[1]})
+
+
+# Of each operand the axes that are summed over, and where its other axes go.
+_SUMMED = {"dot_general": _of_matrix_product, "conv_general_dilated": _of_convolution}
+
+
+def _sent(receiver: Receiver, sums: Sequence[Sum], gone: np.ndarray) -> np.ndarray:
+    """The constants along the axes that are summed over, zero for all that stays."""
+    step, sender = receiver.step, receiver.sender
+    contracted, _ = _SUMMED[step.name](step)
+    shape = step.equation.invars[sender].aval.shape
+    sent = np.zeros([shape[i] for i in contracted[sender]])
+    for one in sums:
+        numbers = np.moveaxis(sent, contracted[0].index(one.place), -1)  # a view
+        lost = gone[one.terms] & ~np.isnan(one.numbers[sender])
+        numbers[..., lost] = one.numbers[sender][lost]
+    return sent
+
+
+def _gained(step: Step, sender: int, sent, other) -> jax.Array:
+    """The result of a product or convolution with what is sent at all positions."""
+    contracted, places = _SUMMED[step.name](step)
+    wide = masks.at_least_float32(other)
+    axes = (tuple(range(sent.ndim)), contracted[1 - sender])
+    other_axes = [i for i in range(other.ndim) if i not in contracted[1 - sender]]
+    product = jnp.tensordot(
+        jnp.asarray(sent, wide), other.astype(wide), axes, precision=jax.lax.Precision.HIGHEST
+    )
+    moved = [places[1 - sender].get(axis) for axis in other_axes]
+    product = product.sum([i for i, place in enumerate(moved) if place is None])  # the window
+    moved = [place for place in moved if place is not None]
+    product = product.transpose(np.argsort(moved))
+    aval = step.equation.outvars[0].aval
+    return jax.lax.broadcast_in_dim(product.astype(aval.dtype), aval.shape, sorted(moved))
