@@ -14,8 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.networks import program as programs
+from jaxprune.networks import silence
 from jaxprune.networks.coupling import Coupled
 from jaxprune.networks.program import Body, Program, Step, all_steps, bind
+from jaxprune.networks.rules import Axes
 from jaxprune.networks.silence import Sum
 from jaxprune.trees import masks
 
@@ -54,6 +56,14 @@ class Folding(NamedTuple):
     obstacles: dict[int, str]
 
 
+class _Listener(NamedTuple):
+    """The sums of one step, the groups that it hears, and what can hold it, or why nothing can."""
+
+    sums: list[Sum]
+    groups: set[int]
+    receiver: Any  # a Receiver or a string
+
+
 def folding(
     found: Coupled, heard: dict[int, list[Sum]], leaves: Sequence[Any], keeps: Sequence[Any]
 ) -> Folding:
@@ -66,58 +76,65 @@ def folding(
       keeps: their masks; a leaf takes up nothing where it is pruned.
     """
     network = _Network(found.program, len(leaves))
-    at: dict[int, dict[int, Sum]] = {}  # by steps and axes
-    listeners: dict[int, set[int]] = {}
-    for variable, own in heard.items():
-        for one in own:
-            at.setdefault(id(one.step), {})[one.place] = one
-            listeners.setdefault(id(one.step), set()).add(variable)
-    sums = {key: [*own.values()] for key, own in at.items()}
-    found_receivers = {key: network.receiver(own[0].step) for key, own in sums.items()}
-    receivers = {key: x for key, x in found_receivers.items() if isinstance(x, Receiver)}
+    listeners = _listeners(network, heard)
     obstacles: dict[int, str] = {}
-    for key, receiver in found_receivers.items():
-        reason = receiver if isinstance(receiver, str) else _VARIES
-        unfit = listeners[key] & _unfit(found, sums[key], receiver)
-        obstacles = dict.fromkeys(unfit, f"{sums[key][0]}: {reason}") | obstacles
+    for listener in listeners:
+        obstacles = _unfit(found, listener) | obstacles
     while left := [variable for variable in heard if variable not in obstacles]:
         gone = found.terms.leaving(left)
-        able = {key: x for key, x in receivers.items() if not listeners[key].isdisjoint(left)}
-        sent = {key: _sent(receiver, sums[key], gone) for key, receiver in able.items()}
-        amounts = network.amounts(able, sent, leaves)
-        checked = {key: _blocked(amounts[key], keeps[able[key].leaf]) for key in able}
-        if not any(checked.values()):
+        able = [listener for listener in listeners if not listener.groups.isdisjoint(left)]
+        amounts = network.amounts(able, [_sent(listener, gone) for listener in able], leaves)
+        blocked = _blocked(able, amounts, keeps)
+        if not blocked:
             return Folding(_totals(able, amounts), obstacles)
-        for key, reason in checked.items():
-            if reason:
-                blamed = listeners[key].intersection(left)
-                obstacles |= dict.fromkeys(blamed, f"{sums[key][0]}: {reason}")
+        obstacles = blocked | obstacles
     return Folding({}, obstacles)
 
 
-def _unfit(found: Coupled, sums: Sequence[Sum], receiver: Receiver | str) -> frozenset[int]:
-    """The groups that add to sums what nothing can hold."""
-    terms: set[int] = set()
-    for one in sums:
-        unknown = isinstance(receiver, str) or np.isnan(one.numbers[receiver.sender])
-        terms.update(one.terms[one.loud & unknown].tolist())
-    return frozenset().union(*map(found.terms.variables, terms))
+def _listeners(network: "_Network", heard: dict[int, list[Sum]]) -> list[_Listener]:
+    sums: dict[int, dict[int, Sum]] = {}  # by steps and axes
+    groups: dict[int, set[int]] = {}
+    for variable, own in heard.items():
+        for one in own:
+            sums.setdefault(id(one.step), {})[one.place] = one
+            groups.setdefault(id(one.step), set()).add(variable)
+    return [
+        _Listener([*own.values()], groups[key], network.receiver(next(iter(own.values())).step))
+        for key, own in sums.items()
+    ]
 
 
-def _blocked(found: tuple[jax.Array, jax.Array], keep: Any) -> str | None:
-    amount, exact = found
-    if not exact:
-        return _SHARED
-    pruned = keep is not None and bool(jnp.any((amount != 0) & ~keep))
-    return _PRUNED if pruned else None
+def _unfit(found: Coupled, listener: _Listener) -> dict[int, str]:
+    """The groups that send what varies, or to where nothing can hold it."""
+    reasons: dict[int, str] = {}
+    for one in listener.sums:
+        receiver = listener.receiver
+        senders = [*one.numbers] if isinstance(receiver, str) else [receiver.sender]
+        varies = np.all([np.isnan(one.numbers[sender]) for sender in senders], axis=0)
+        for term in one.terms[one.loud & varies].tolist():
+            reasons |= dict.fromkeys(found.terms.variables(term), f"{one}: {_VARIES}")
+        for term in one.terms[one.loud & ~varies].tolist() if isinstance(receiver, str) else ():
+            reasons |= dict.fromkeys(found.terms.variables(term), f"{one}: {receiver}")
+    return {variable: reasons[variable] for variable in listener.groups & reasons.keys()}
 
 
-def _totals(receivers: dict[int, Receiver], amounts) -> dict[int, jax.Array]:
+def _blocked(listeners: Sequence[_Listener], amounts, keeps: Sequence[Any]) -> dict[int, str]:
+    """The groups whose constants the leaves after them can't take up."""
+    reasons: dict[int, str] = {}
+    for listener, (amount, exact) in zip(listeners, amounts, strict=True):
+        keep = keeps[listener.receiver.leaf]
+        pruned = keep is not None and bool(jnp.any((amount != 0) & ~keep))
+        if pruned or not exact:
+            reason = f"{listener.sums[0]}: {_PRUNED if exact else _SHARED}"
+            reasons |= dict.fromkeys(listener.groups, reason)
+    return reasons
+
+
+def _totals(listeners: Sequence[_Listener], amounts) -> dict[int, jax.Array]:
     totals: dict[int, jax.Array] = {}
-    for key, receiver in receivers.items():
-        amount, _ = amounts[key]
-        before = totals.get(receiver.leaf)
-        totals[receiver.leaf] = amount if before is None else before + amount
+    for listener, (amount, _) in zip(listeners, amounts, strict=True):
+        leaf = listener.receiver.leaf
+        totals[leaf] = totals[leaf] + amount if leaf in totals else amount
     return totals
 
 
@@ -126,9 +143,29 @@ def with_added(leaf: Any, amount: jax.Array | None) -> Any:
     if amount is None:
         return leaf
     wide = masks.at_least_float32(leaf)
-    return jax.device_put(
-        (leaf.astype(wide) + amount.astype(wide)).astype(leaf.dtype), leaf.sharding
-    )
+    total = (jnp.asarray(leaf, wide) + amount.astype(wide)).astype(leaf.dtype)
+    sharding = getattr(leaf, "sharding", None)
+    on_a_mesh = isinstance(sharding, jax.sharding.NamedSharding)
+    return jax.device_put(total, sharding) if on_a_mesh else total
+
+
+def constants(found: Coupled, numbers: Sequence[Axes], gone: np.ndarray) -> list[np.ndarray]:
+    """What leaves and is heard, sum by sum: numbers, or NaN where nothing could hold them."""
+    network = _Network(found.program, len(numbers))
+    sent = []
+    for one in silence.sums(found, numbers):
+        lost = gone[one.terms] & one.loud
+        if lost.any():
+            receiver = network.receiver(one.step)
+            known = isinstance(receiver, Receiver)
+            sent.append(one.numbers[receiver.sender][lost] if known else np.array([np.nan]))
+    return sent
+
+
+def same(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> bool:
+    """Whether such constants are the same, to rounding."""
+    close = lambda x, y: x.shape == y.shape and np.allclose(x, y, rtol=1e-5, equal_nan=True)
+    return len(a) == len(b) and all(map(close, a, b))
 
 
 class _Network:
@@ -204,13 +241,14 @@ class _Network:
             slot = maker.inputs[0]
         return None
 
-    def amounts(self, receivers: dict[int, Receiver], sent: dict[int, np.ndarray], leaves):
+    def amounts(self, listeners: Sequence[_Listener], sent: list[np.ndarray], leaves):
         """What each leaf takes up, and whether this is what the sum gains in all positions."""
 
         @jax.jit
         def calculated(leaves, sent):
             value = _values(self, leaves)
-            return {key: self._amount(receivers[key], sent[key], value) for key in receivers}
+            pairs = zip(listeners, sent, strict=True)
+            return [self._amount(listener.receiver, numbers, value) for listener, numbers in pairs]
 
         return calculated(leaves, sent)
 
@@ -281,13 +319,13 @@ def _of_convolution(step: Step):
 _SUMMED = {"dot_general": _of_matrix_product, "conv_general_dilated": _of_convolution}
 
 
-def _sent(receiver: Receiver, sums: Sequence[Sum], gone: np.ndarray) -> np.ndarray:
+def _sent(listener: _Listener, gone: np.ndarray) -> np.ndarray:
     """The constants along the axes that are summed over, zero for all that stays."""
-    step, sender = receiver.step, receiver.sender
+    step, sender = listener.receiver.step, listener.receiver.sender
     contracted, _ = _SUMMED[step.name](step)
     shape = step.equation.invars[sender].aval.shape
     sent = np.zeros([shape[i] for i in contracted[sender]])
-    for one in sums:
+    for one in listener.sums:
         numbers = np.moveaxis(sent, contracted[0].index(one.place), -1)  # a view
         lost = gone[one.terms] & ~np.isnan(one.numbers[sender])
         numbers[..., lost] = one.numbers[sender][lost]

@@ -1,8 +1,7 @@
 """Pruned channels leave the network: smaller parameters, and a function that computes with them.
 
 A group leaves when, with the weights that the mask prunes at zero, nothing of it reaches what
-stays: wherever the network sums over its indices, a factor is exactly zero, be it what the group
-sends or the weights that would receive it (`silence`). So what is left computes what the masked
+stays, or constants that a bias can hold (`leaving`). So what is left computes what the masked
 network computed. The function follows the axes of the jaxpr for whatever inputs it gets
 (`coupling`) and computes at the indices that are left (`resizing`).
 """
@@ -16,12 +15,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.networks import channels, resizing
+from jaxprune.networks import channels, folding, resizing
 from jaxprune.networks.channels import Analysis, ChannelGroups
 from jaxprune.networks.coupling import Coupled, coupled
-from jaxprune.networks.leaving import PARTIAL, leaving
+from jaxprune.networks.leaving import PARTIAL, Leaving, leaving
 from jaxprune.networks.program import traced
 from jaxprune.trees import masks
+
+_OTHER_SHAPES = (
+    "for inputs of these shapes {} than for the example inputs: shrink it with inputs such as these"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +56,11 @@ class Shrunk(NamedTuple):
     """A network without its pruned channels.
 
     `params` are the smaller parameters and `apply(params, *inputs)` computes with them. `removed`
-    has pairs of a family of groups and the numbers of those that left, `mask` is the mask that the
-    network is equal to, `difference` the largest difference of the outputs for the example inputs,
-    relative to the largest output. `kept` is a tree like `params` of what was kept of each leaf.
+    has pairs of a family of groups and the numbers of those that left; where they are approximated,
+    the family says so. `mask` is the mask that the network is equal to, `difference` the largest
+    difference of the outputs for the example inputs, relative to the largest output. `kept` is a
+    tree like `params` of what was kept of each leaf, `folded` names the leaves that hold constants
+    which pruned channels sent.
     """
 
     params: chex.ArrayTree
@@ -106,40 +111,47 @@ def shrink(
     """Removes pruned channels, neurons, heads and widths: a smaller network that computes the same.
 
     A group of `channel_groups` that the mask prunes in some leaf leaves if, in the masked network,
-    nothing of it reaches what stays: either all that it sends is zero (kernel, bias, and scale
-    and shift of a normalisation), or all weights that would receive it are. This is found without
-    looking at inputs, so it holds for all of them.
+    nothing of it reaches what stays: either all that it sends is zero, or all weights that would
+    receive it are. A group whose kernel is pruned but not its bias (or the shift of a BatchNorm)
+    sends a constant. It leaves as well, if all that hears it are products, or convolutions without
+    padding, whose results go to a bias (or a running mean) that can hold the constant instead. All
+    this is found without looking at inputs, so it holds for all of them.
 
     Args:
       apply: pure function `apply(params, *inputs)`, as for `channel_groups`.
       params: tree of arrays.
       mask: tree of booleans and `None` like `params`.
       *example_inputs: trees of arrays. They show shapes, and both networks are compared on them.
-      partial: what to do with groups that the mask prunes in some leaf but that would still be
-        heard: "refuse" raises an error that names them; "complete" prunes the rest of them, so
-        that `mask` of the result is another; "keep" leaves them in.
-      approximate: as for `channel_groups`.
+      partial: what to do with other groups that the mask prunes in some leaf: "refuse" raises an
+        error that names them; "complete" prunes the rest of them, so that `mask` of the result is
+        another; "keep" leaves them in.
+      approximate: whether groups may leave that a statistic runs over, as in `channel_groups`. Then
+        the networks differ, and `difference` says how far they are apart.
 
     Returns:
-      `Shrunk(params, apply, removed, mask, difference, kept)`. Its `apply` can be jitted,
+      `Shrunk(params, apply, removed, mask, difference, kept, folded)`. Its `apply` can be jitted,
       differentiated and exported, and takes inputs of other shapes as far as the old one does; it
       traces the old one each time it is called, so call it under `jax.jit`. `like(tree)` shrinks
       what mirrors the parameters, such as the state of an optimizer. Numbers in the network stay:
-      a LayerNorm that lost inputs still divides by their old number, as the masked network does.
+      a LayerNorm that lost inputs still divides by their old number, as the masked network does. So
+      even where its variance is approximated, its mean is exact.
 
     Raises:
       TypeError: for an `apply` that is no function, a mask that isn't boolean.
       ValueError: for a mask that doesn't fit, that prunes a part of a group, or that leaves nothing
-        of an axis; for an unknown `partial`; or if the networks differ by more than rounding.
+        of an axis; for an unknown `partial`; or if the networks differ by more than rounding
+        though nothing is approximated.
 
-    >>> import jax.numpy as jnp
+    >>> import jax, jax.numpy as jnp
     >>> import jaxprune as jp
-    >>> params = {"a": jnp.ones((2, 3)), "bias": jnp.zeros(3), "b": jnp.ones((3, 4))}
-    >>> apply = lambda p, x: jnp.tanh(x @ p["a"] + p["bias"]) @ p["b"]
-    >>> mask = {"a": jnp.array([[True, False, True]] * 2), "bias": None, "b": None}
+    >>> params = {"a": jnp.ones((2, 3)), "m": jnp.ones(3), "b": jnp.ones((3, 4)), "n": jnp.ones(4)}
+    >>> apply = lambda p, x: jax.nn.relu(x @ p["a"] + p["m"]) @ p["b"] + p["n"]
+    >>> mask = jp.prunable(params) | {"a": jnp.array([[True, False, True]] * 2)}
     >>> small = jp.shrink(apply, params, mask, jnp.ones((1, 2)))
     >>> {name: leaf.shape for name, leaf in small.params.items()}
-    {'a': (2, 2), 'b': (2, 4), 'bias': (2,)}
+    {'a': (2, 2), 'b': (2, 4), 'm': (2,), 'n': (4,)}
+    >>> small.folded, small.params["n"]
+    (('n',), Array([2., 2., 2., 2.], dtype=float32))
     >>> small.apply(small.params, jnp.ones((5, 2))).shape
     (5, 4)
     """
@@ -151,7 +163,8 @@ def shrink(
     kept = _kept(params, analysis.found, verdict.groups)
     structure = jax.tree.structure(params)
     small = jax.tree.map(Kept.of, kept, structure.unflatten(verdict.folded()))
-    small_apply = _smaller(apply, params, kept, approximate)
+    unchanged = _unchanged_constants(analysis.found, verdict)
+    small_apply = _smaller(apply, params, kept, approximate, unchanged)
     with jax.default_matmul_precision("highest"):
         masked = jax.jit(apply)(structure.unflatten(verdict.leaves), *example_inputs)
         shrunk = jax.jit(small_apply)(small, *example_inputs)
@@ -181,8 +194,22 @@ def _removed(analysis: Analysis, groups: set[int]):
             yield family, numbers
 
 
+def _unchanged_constants(found: Coupled, verdict: Leaving) -> Callable[..., bool]:
+    """Whether a network that has been traced anew sends the constants that were folded."""
+    if not verdict.added:
+        return lambda found, gone: True
+    numbers, gone = verdict.numbers, found.terms.leaving(verdict.groups)
+    before = folding.constants(found, numbers, gone)
+
+    def unchanged(found: Coupled, gone: np.ndarray) -> bool:
+        with jax.ensure_compile_time_eval():
+            return folding.same(before, folding.constants(found, numbers, gone))
+
+    return unchanged
+
+
 def _smaller(
-    apply, params: chex.ArrayTree, kept: chex.ArrayTree, approximate: bool
+    apply, params: chex.ArrayTree, kept: chex.ArrayTree, approximate: bool, unchanged
 ) -> Callable[..., Any]:
     """The function of smaller parameters, for any inputs that the old one can be traced with."""
     full = jax.eval_shape(lambda tree: tree, params)
@@ -192,6 +219,8 @@ def _smaller(
         program, structure = traced(apply, full, *inputs)
         found = coupled(program, len(leaves), approximate)
         gone = found.terms.leaving(_left(found, jax.tree.leaves(kept)))
+        if not unchanged(found, gone):
+            raise ValueError(_OTHER_SHAPES.format("pruned channels send other constants"))
         values = [*leaves, *jax.tree.leaves(inputs)]
         outputs = resizing.evaluate(found, lambda axis: ~gone[axis], values)
         return structure.unflatten(outputs)
@@ -209,10 +238,7 @@ def _left(found: Coupled, kept: list[Kept]) -> list[int]:
     for one, axes in zip(kept, found.leaves, strict=True):
         for keep, terms in zip(one.axes, axes, strict=True):
             if (keep == gone[terms]).any():
-                raise ValueError(
-                    "for inputs of these shapes the network has other groups of channels than for "
-                    "the example inputs: shrink it with inputs such as these"
-                )
+                raise ValueError(_OTHER_SHAPES.format("the network has other groups of channels"))
     return left
 
 

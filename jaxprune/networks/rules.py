@@ -231,6 +231,12 @@ def _concatenate(domain, step, operands):
     yield [np.concatenate(axes) if i == along else domain.alike(axes) for i, axes in columns]
 
 
+def _stack(domain, step, operands):
+    axes = [domain.alike(column) for column in zip(*operands, strict=True)]
+    axes.insert(step.equation.params["axis"], domain.fixed(len(operands), "it is stacked"))
+    yield axes
+
+
 def _pad(domain, step, operands):
     axes, padding = operands[0], step.equation.params["padding_config"]
     (shape,) = _shapes(step)
@@ -388,5 +394,6 @@ RULES: dict[str, Rule] = {
     "slice": _slice,
     "split": _split,
     "squeeze": _squeeze,
+    "stack": _stack,
     "transpose": _transpose,
 }

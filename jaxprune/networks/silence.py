@@ -74,7 +74,7 @@ def numbers_of(value: Any) -> Axes:
     numeric = jnp.issubdtype(getattr(value, "dtype", np.float32), np.number) or _is_boolean(value)
     if isinstance(value, jax.core.Tracer) or not numeric or 0 in shape:
         return tuple(map(_unknown, shape))
-    ends = _ends(np.asarray(value)) if _on_host(value) else jax.jit(_ends)(value)
+    ends = _ends(np.asarray(value)) if _on_host(value) else _ends_on_devices(value)
     return tuple(_where_equal(*(np.asarray(x, float) for x in pair)) for pair in ends)
 
 
@@ -93,6 +93,14 @@ def _ends(value: Any) -> list[tuple[Any, Any]]:
     axes = range(value.ndim)
     others = [tuple(j for j in axes if j != i) for i in axes]
     return [(value.min(beside), value.max(beside)) for beside in others]
+
+
+def _ends_on_devices(value: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
+    """The same, calculated where the array lies; all devices get to know them."""
+    sharding = value.sharding
+    on_a_mesh = isinstance(sharding, jax.sharding.NamedSharding)
+    everywhere = jax.sharding.NamedSharding(sharding.mesh, jax.P()) if on_a_mesh else None
+    return jax.jit(_ends, out_shardings=everywhere)(value)
 
 
 def _where_equal(a: Axis, b: Axis) -> Axis:
