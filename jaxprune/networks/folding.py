@@ -220,7 +220,12 @@ class _Network:
             elif user.name not in _CARRIERS:
                 return None
             slot = user.outputs[0]
+            if not self._is_floating(slot):
+                return None  # it is rounded to an integer
         return None
+
+    def _is_floating(self, slot: int) -> bool:
+        return jnp.issubdtype(self.program.avals[slot].dtype, jnp.floating)
 
     def _only_use(self, slot: int) -> tuple[Step, int] | None:
         uses = self.uses.get(slot, [])
@@ -232,8 +237,7 @@ class _Network:
         moves: list[Step] = []
         while self._only_use(slot):
             if slot in self.leaves:
-                floating = jnp.issubdtype(self.program.avals[slot].dtype, jnp.floating)
-                return (self.leaves[slot], moves[::-1]) if floating else None
+                return (self.leaves[slot], moves[::-1]) if self._is_floating(slot) else None
             maker = self.makers.get(slot)
             if maker is None or maker.name not in _MOVES:
                 return None

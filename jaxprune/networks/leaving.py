@@ -5,7 +5,7 @@ nothing of it reaches what stays (`silence`), or nothing but constants that a bi
 (`folding`). All others are pruned only in part: that is refused, or completed, or they are kept.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -83,15 +83,15 @@ def _pruned_places(params, mask, of: Members) -> dict[int, list[tuple[int, int]]
     return {variable: places for variable, places in found.items() if places}
 
 
-def _judged(analysis: Analysis, params, mask, pruned: Iterable[int]) -> _Judged:
+def _judged(analysis: Analysis, params, mask, pruned: Container[int]) -> _Judged:
     leaves = jax.tree.leaves(masks.apply_mask(params, mask))
     numbers = [silence.numbers_of(leaf) for leaf in leaves]
     everything = silence.heard(analysis.found, silence.sums(analysis.found, numbers))
     heard: dict[int, list[Sum]] = {}
-    for variable in everything.keys() & pruned:
+    for variable in (variable for variable in everything if variable in pruned):
         tolerated = {id(one.step) for one in analysis.statistics.get(variable, ())}
-        sums = [one for one in everything[variable] if id(one.step) not in tolerated]
-        heard |= {variable: sums} if sums else {}
+        if sums := [one for one in everything[variable] if id(one.step) not in tolerated]:
+            heard[variable] = sums
     keeps = keeps_of(params, mask)
     return _Judged(leaves, numbers, folding.folding(analysis.found, heard, leaves, keeps))
 

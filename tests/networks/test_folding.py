@@ -156,6 +156,11 @@ REFUSED = {
         N,
         lambda p, x, raw: (lambda y: (y + p["n"]) * jax.nn.sigmoid(y))(x @ p["b"]),
     ),
+    "rounded before": (
+        NO_BIAS,
+        N,
+        lambda p, x, raw: (x @ p["b"]).astype(jnp.int32).astype(jnp.float32) + p["n"],
+    ),
     "a sum": (NO_BIAS, N, lambda p, x, raw: x.sum(1, keepdims=True) + p["n"]),
     "a gain": (NO_BIAS, N, lambda p, x, raw: gated(x @ p["b"], raw) + p["n"]),
     "a gate": (

@@ -196,7 +196,7 @@ WIDTHS = (5, 7, 6, 3)
 FUNCTIONS = [jax.nn.relu, jnp.tanh, jax.nn.gelu, jax.nn.sigmoid, jnp.cos, lambda x: x]
 
 
-@hypothesis.settings(max_examples=8)
+@hypothesis.settings(max_examples=6)
 @hypothesis.given(
     st.tuples(*[st.sampled_from(FUNCTIONS)] * 2),
     st.tuples(*[st.sets(st.integers(0, width - 2)) for width in WIDTHS[1:-1]]),
