@@ -107,14 +107,14 @@ def _listeners(network: "_Network", heard: dict[int, list[Sum]]) -> list[_Listen
 def _unfit(found: Coupled, listener: _Listener) -> dict[int, str]:
     """The groups that send what varies, or to where nothing can hold it."""
     reasons: dict[int, str] = {}
+    receiver = listener.receiver
+    nowhere = isinstance(receiver, str)
     for one in listener.sums:
-        receiver = listener.receiver
-        senders = [*one.numbers] if isinstance(receiver, str) else [receiver.sender]
+        senders = [*one.numbers] if nowhere else [receiver.sender]
         varies = np.all([np.isnan(one.numbers[sender]) for sender in senders], axis=0)
-        for term in one.terms[one.loud & varies].tolist():
-            reasons |= dict.fromkeys(found.terms.variables(term), f"{one}: {_VARIES}")
-        for term in one.terms[one.loud & ~varies].tolist() if isinstance(receiver, str) else ():
-            reasons |= dict.fromkeys(found.terms.variables(term), f"{one}: {receiver}")
+        for which, reason in ((~varies, receiver), (varies, _VARIES))[0 if nowhere else 1 :]:
+            for term in one.terms[one.loud & which].tolist():
+                reasons |= dict.fromkeys(found.terms.variables(term), f"{one}: {reason}")
     return {variable: reasons[variable] for variable in listener.groups & reasons.keys()}
 
 
@@ -192,13 +192,14 @@ class _Network:
             return _INSIDE
         if step.name not in _SUMMED:
             return _NO_BIAS
+        given = [slot in self.given for slot in step.inputs]
         if step.name == "conv_general_dilated":
             params = step.equation.params
             if params["feature_group_count"] > 1:
                 return _GROUPED
             if np.any(params["padding"]) or np.any(np.array(params["lhs_dilation"]) > 1):
                 return _PADDED
-        given = [slot in self.given for slot in step.inputs]
+            given[0] = False  # images, which aren't summed over as a whole
         if not any(given):
             return _MULTIPLIED
         return self._to_a_leaf(step, 0 if given[1] else 1) or _NO_BIAS
@@ -301,22 +302,20 @@ def _values(network: _Network, leaves: Sequence[Any]) -> Callable[[int], Any]:
 
 def _of_matrix_product(step: Step):
     contracted, batched = step.equation.params["dimension_numbers"]
-    rests = []
-    for number in (0, 1):
-        rank = len(step.equation.invars[number].aval.shape)
-        ended = (*contracted[number], *batched[number])
-        rests.append([*batched[number], *(i for i in range(rank) if i not in ended)])
-    first, second = rests
-    batch, start = len(batched[0]), len(first)
-    return contracted, (
-        dict(zip(first, range(start), strict=True)),
-        dict(zip(second, [*range(batch), *range(start, start + len(second) - batch)], strict=True)),
-    )
+    places: list[dict[int, int]] = []
+    start = batches = len(batched[0])
+    for number, operand in enumerate(step.equation.invars):
+        ended = {*contracted[number], *batched[number]}
+        free = [axis for axis in range(len(operand.aval.shape)) if axis not in ended]
+        results = [*range(batches), *range(start, start + len(free))]
+        places.append(dict(zip([*batched[number], *free], results, strict=True)))
+        start += len(free)
+    return contracted, places
 
 
 def _of_convolution(step: Step):
-    (batch, channels, *_), (outputs, inputs, *_), result = step.equation.params["dimension_numbers"]
-    return ((channels,), (inputs,)), ({batch: result[0]}, {outputs: result[1]})
+    (_, channels, *_), (outputs, inputs, *_), result = step.equation.params["dimension_numbers"]
+    return ((channels,), (inputs,)), ({}, {outputs: result[1]})
 
 
 # Of each operand the axes that are summed over, and where its other axes go.

@@ -218,6 +218,20 @@ def test_padding():
     assert small.params["b"].shape == (2, 2)
 
 
+def test_kernels_that_are_inputs():
+    """Images that are parameters, under a kernel that depends on the inputs."""
+
+    def apply(p, x):
+        kernel = hidden(p, x).T[None]  # (width 1, inputs, outputs)
+        images, numbers = p["b"][None], ("NCW", "WIO", "NCW")
+        y = jax.lax.conv_general_dilated(images, kernel, (1,), "VALID", dimension_numbers=numbers)
+        return y + p["n"][None]
+
+    params = two_layers(n=N)
+    with pytest.raises(ValueError, match=r"a part of 2 groups"):
+        jp.shrink(apply, params, half_dead(params), X)
+
+
 def test_padding_for_other_shapes():
     """Windows of two with a stride of two: an odd number of rows is padded."""
     params = two_layers(n=N)
