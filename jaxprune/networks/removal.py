@@ -56,11 +56,11 @@ class Shrunk(NamedTuple):
     """A network without its pruned channels.
 
     `params` are the smaller parameters and `apply(params, *inputs)` computes with them. `removed`
-    has pairs of a family of groups and the numbers of those that left; where they are approximated,
-    the family says so. `mask` is the mask that the network is equal to, `difference` the largest
-    difference of the outputs for the example inputs, relative to the largest output. `kept` is a
-    tree like `params` of what was kept of each leaf, `folded` names the leaves that hold constants
-    which pruned channels sent.
+    has pairs of a family of groups and the numbers of those that left, `mask` is the mask that the
+    network is equal to, `difference` the largest difference of the outputs for the example inputs,
+    relative to the largest output. `kept` is a tree like `params` of what was kept of each leaf.
+    `folded` names the leaves that hold constants which pruned channels sent, `approximated` the
+    families of groups without which a statistic is another one.
     """
 
     params: chex.ArrayTree
@@ -70,6 +70,7 @@ class Shrunk(NamedTuple):
     difference: float
     kept: chex.ArrayTree
     folded: tuple[str, ...]
+    approximated: tuple[str, ...]
 
     def like(self, tree: Any) -> Any:
         """Shrinks what mirrors the parameters: an optimizer state, an average, the mask.
@@ -129,7 +130,7 @@ def shrink(
         the networks differ, and `difference` says how far they are apart.
 
     Returns:
-      `Shrunk(params, apply, removed, mask, difference, kept, folded)`. Its `apply` can be jitted,
+      `Shrunk(params, apply, removed, mask, difference, ...)`. Its `apply` can be jitted,
       differentiated and exported, and takes inputs of other shapes as far as the old one does; it
       traces the old one each time it is called, so call it under `jax.jit`. `like(tree)` shrinks
       what mirrors the parameters, such as the state of an optimizer. Numbers in the network stay:
@@ -172,7 +173,8 @@ def shrink(
     exact = analysis.statistics.keys().isdisjoint(verdict.groups)
     difference = _difference(masked, shrunk, exact)
     folded = tuple(analysis.names[leaf] for leaf in verdict.added)
-    return Shrunk(small, small_apply, removed, verdict.mask, difference, kept, folded)
+    approximated = tuple(family.name for family, _ in removed if family.approximated)
+    return Shrunk(small, small_apply, removed, verdict.mask, difference, kept, folded, approximated)
 
 
 def _kept(params, found: Coupled, groups: list[int]) -> chex.ArrayTree:
