@@ -2,7 +2,8 @@
 
 The axes of the function's jaxpr say which indices of which leaves go together (`coupling`); groups
 that would change what stays even if all of their parameters were zero, such as those that a
-softmax runs over, are fixed as well (`silence`). Groups of one kind make a family.
+softmax runs over, are fixed as well (`silence`), unless the user wants to approximate. Groups of
+one kind make a family.
 """
 
 import collections
@@ -21,6 +22,20 @@ from jaxprune.networks.program import traced
 from jaxprune.trees import checks, masks
 
 Members = dict[int, dict[tuple[int, int], list[int]]]
+Statistics = dict[int, list[silence.Sum]]
+
+
+class Analysis(NamedTuple):
+    """The names of leaves, the terms of all axes, the groups that can leave, and what they change.
+
+    `statistics` has the sums that hear of a group even when its parameters are zero; there are none
+    unless they may be approximated.
+    """
+
+    names: list[str]
+    found: Coupled
+    members: Members
+    statistics: Statistics
 
 
 class Place(NamedTuple):
@@ -41,13 +56,15 @@ class ChannelGroups(NamedTuple):
 
     `parameters` and `flops` (two for each multiplication and addition of a matrix product or
     convolution, for the example inputs) are what the removal of one group saves while all others
-    stay.
+    stay. `approximated` says what the removal changes even if the group's parameters are zero, such
+    as "`reduce_max` of float32[1,3]"; nothing, unless this was asked for.
     """
 
     name: str
     places: tuple[Place, ...]
     parameters: int
     flops: int
+    approximated: str = ""
 
     @property
     def size(self) -> int:
@@ -94,11 +111,19 @@ class Channels(NamedTuple):
         for axis in self.fixed:
             reasons.setdefault(axis.reason, []).append(axis.name)
         fixed = (f"fixed, as {reason}: {', '.join(axes)}" for reason, axes in reasons.items())
-        return "\n".join([*(line.rstrip() for line in lines), *fixed])
+        approximated = (
+            f"approximated, as it changes {family.approximated}: {family.name}"
+            for family in self.groups
+            if family.approximated
+        )
+        return "\n".join([*(line.rstrip() for line in lines), *approximated, *fixed])
 
 
 def channel_groups(
-    apply: Callable[..., Any], params: chex.ArrayTree, *example_inputs: Any
+    apply: Callable[..., Any],
+    params: chex.ArrayTree,
+    *example_inputs: Any,
+    approximate: bool = False,
 ) -> Channels:
     """Finds what can leave a network: which indices of which parameters must go together.
 
@@ -112,6 +137,9 @@ def channel_groups(
         averages may be among the parameters (Linen's whole `variables`) or in the closure.
       params: any tree of arrays, or of their shapes. Leaves that aren't floating-point stay.
       *example_inputs: trees of arrays, or of their shapes.
+      approximate: whether groups may leave that a statistic runs over (the sum and the largest
+        entry of a softmax, the variance of a LayerNorm), which is another one without them. Their
+        families say so in `approximated`.
 
     Returns:
       `Channels(groups, fixed)`: families of groups, each with a `name`, `size`, `places`
@@ -131,35 +159,38 @@ def channel_groups(
     fixed, as it is the inputs': a[i, :]
     fixed, as it is the output's: b[:, i]
     """
-    return described(*analysed(apply, params, example_inputs))
+    return described(*analysed(apply, params, example_inputs, approximate))
 
 
 def analysed(
-    apply: Callable[..., Any], params: chex.ArrayTree, inputs: Sequence[Any]
-) -> tuple[list[str], Coupled, Members]:
-    """The names of leaves, the terms of all axes, and the groups that can leave."""
+    apply: Callable[..., Any], params: chex.ArrayTree, inputs: Sequence[Any], approximate: bool
+) -> Analysis:
+    """Which groups a network has."""
     checks.function("`apply`", apply)
     checks.tree("the parameters", params)
     names = [masks.path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     program, _ = traced(apply, params, *inputs)
-    found = coupled(program, len(names))
+    found = coupled(program, len(names), approximate)
     for axis in itertools.chain(*found.leaves):
         if len(roots := np.unique(found.terms.roots(axis))) == 1:
             found.terms.fix(int(roots[0]), "it is all there is")
     of = members(found)
-    for variable, place in _heard_in_any_case(found, of).items():
-        found.terms.fix(variable, f"it changes {place} even when its parameters are zero")
+    heard = _heard_in_any_case(found, of)
+    if approximate:
+        return Analysis(names, found, of, heard)
+    for variable, places in heard.items():
+        found.terms.fix(variable, f"it changes {places[0]} even when its parameters are zero")
         del of[variable]
-    return names, found, of
+    return Analysis(names, found, of, {})
 
 
-def _heard_in_any_case(found: Coupled, of: Members) -> dict[int, str]:
+def _heard_in_any_case(found: Coupled, of: Members) -> Statistics:
     """The groups that something depends on even when their parameters are zero."""
-    heard: dict[int, str] = {}
+    heard: Statistics = {}
     for variables in _apart(found, of):
         gone = found.terms.leaving(variables)
-        zeros = [tuple(gone[axis] for axis in axes) for axes in found.leaves]
-        places = silence.heard(found, zeros)
+        zeros = [tuple(np.where(gone[axis], 0.0, np.nan) for axis in axes) for axes in found.leaves]
+        places = silence.heard(found, silence.sums(found, zeros))
         heard |= {variable: places[variable] for variable in variables & places.keys()}
     return heard
 
@@ -214,7 +245,7 @@ def families(of: Members) -> dict[tuple, list[int]]:
     return alike
 
 
-def described(names: list[str], found: Coupled, of: Members) -> Channels:
+def described(names: list[str], found: Coupled, of: Members, statistics: Statistics) -> Channels:
     """The public form of families and fixed axes."""
     alike = [*families(of).values()]
     number = {variable: i for i, variable in enumerate(itertools.chain(*alike))}
@@ -223,7 +254,8 @@ def described(names: list[str], found: Coupled, of: Members) -> Channels:
     for variables in alike:
         without = np.arange(len(number)) != number[variables[0]]
         saves = {name: cost.saved_by(without) for name, cost in polynomials.items()}
-        groups.append(_family(names, found, of, variables, saves))
+        family = _family(names, found, of, variables, saves)
+        groups.append(family._replace(approximated=_changed(variables, statistics)))
     return Channels(tuple(groups), tuple(_fixed_axes(names, found)), polynomials)
 
 
@@ -238,7 +270,12 @@ def _family(names, found: Coupled, of: Members, variables: list[int], saves: dic
         places.append(Place(name, names[leaf], axis, indices))
         ranks[name] = (-rank, -axis)
     name = min((place.name for place in places), key=ranks.__getitem__)
-    return ChannelGroups(name, tuple(places), **saves)
+    return ChannelGroups(name, tuple(places), saves["parameters"], saves["flops"])
+
+
+def _changed(variables: list[int], statistics: Statistics) -> str:
+    """The first statistic that one of the groups changes."""
+    return next((str(statistics[v][0]) for v in variables if v in statistics), "")
 
 
 def axis_name(leaf: str, axis: int, rank: int) -> str:

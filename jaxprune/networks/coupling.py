@@ -180,13 +180,15 @@ class Terms:
 class Coupling:
     """The domain of terms: axes that meet are unified."""
 
-    def __init__(self, program: Program):
+    def __init__(self, program: Program, approximate: bool):
         """No axis has been followed yet."""
         self.program = program
+        self.approximate = approximate
         self.terms = Terms()
 
     def begin(self, step: Step) -> None:
-        """Nothing depends on the step."""
+        """Remembers the step."""
+        self.step = step
 
     def constant(self, slot: int) -> Axes:
         """A constant is calculated whole and cut to whatever it meets: it has new variables."""
@@ -232,6 +234,15 @@ class Coupling:
         """Unifies the axes of two operands."""
         self.alike([axis for _, _, axis in operands])
 
+    def extreme(self, place: int, axis: Axis) -> None:
+        """Fixes the axis, if nothing may be approximated."""
+        if not self.approximate:
+            self.fix(axis, f"`{self.step.name}` is taken over it")
+
+    def reduced(self, step: Step, axis: Axis) -> Axis:
+        """As before."""
+        return axis
+
     def merged(self, axes: Sequence[Axis]) -> Axis:
         """Tuples."""
         return axes[0] if len(axes) == 1 else self.terms.tuples(axes)
@@ -265,9 +276,12 @@ class Coupled(NamedTuple):
     passages: dict[int, Passage]
 
 
-def coupled(program: Program, number_of_leaves: int) -> Coupled:
-    """Follows the axes of the first inputs, which are the leaves of the parameters."""
-    domain = Coupling(program)
+def coupled(program: Program, number_of_leaves: int, approximate: bool = False) -> Coupled:
+    """Follows the axes of the first inputs, which are the leaves of the parameters.
+
+    With `approximate`, axes over which the largest entry is taken may become shorter too.
+    """
+    domain = Coupling(program, approximate)
     avals = [program.avals[i] for i in program.body.inputs]
     leaves = [_leaf(domain, aval) for aval in avals[:number_of_leaves]]
     others = [_fixed(domain, aval, "it is the inputs'") for aval in avals[number_of_leaves:]]

@@ -88,4 +88,4 @@ _IN_BODIES = {"scan": Follower.scan, "custom_jvp_call": Follower.custom_jvp}
 
 
 def _equal(a: Axes, b: Axes) -> bool:
-    return all(map(np.array_equal, a, b))
+    return all(np.array_equal(x, y, equal_nan=True) for x, y in zip(a, b, strict=True))

@@ -1,14 +1,13 @@
 """Pruned channels leave the network: smaller parameters, and a function that computes with them.
 
 A group leaves when, with the weights that the mask prunes at zero, nothing of it reaches what
-stays: wherever the network sums over its indices, a factor is exactly zero, be it what the group
-sends or the weights that would receive it (`silence`). So what is left computes what the masked
+stays, or constants that a bias can hold (`leaving`). So what is left computes what the masked
 network computed. The function follows the axes of the jaxpr for whatever inputs it gets
 (`coupling`) and computes at the indices that are left (`resizing`).
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
@@ -16,13 +15,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune.networks import channels, resizing, silence
-from jaxprune.networks.channels import Members
+from jaxprune.networks import channels, folding, resizing, silence
+from jaxprune.networks.channels import Analysis, Members
 from jaxprune.networks.coupling import Coupled, coupled
+from jaxprune.networks.leaving import PARTIAL, Leaving, leaving
 from jaxprune.networks.program import traced
 from jaxprune.trees import masks
 
-_PARTIAL = ("refuse", "complete", "keep")
+_OTHER_SHAPES = (
+    "for inputs of these shapes {} than for the example inputs: shrink it with inputs such as these"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +59,8 @@ class Shrunk(NamedTuple):
     of each family of `channel_groups` which groups stay, as for `channel_mask`; `mask` is the mask
     that the network is equal to, `difference` the largest difference of the outputs for the example
     inputs, relative to the largest output. `kept` is a tree like `params` of what stays of leaves.
+    `folded` names the leaves that hold constants which pruned channels sent, `approximated` the
+    families of groups without which a statistic is another one.
     """
 
     params: chex.ArrayTree
@@ -65,6 +69,8 @@ class Shrunk(NamedTuple):
     mask: chex.ArrayTree
     difference: float
     kept: chex.ArrayTree
+    folded: tuple[str, ...]
+    approximated: tuple[str, ...]
 
     def like(self, tree: Any) -> Any:
         """Shrinks what mirrors the parameters: an optimizer state, an average, the mask.
@@ -101,70 +107,74 @@ def shrink(
     mask: chex.ArrayTree,
     *example_inputs: Any,
     partial: str = "refuse",
+    approximate: bool = False,
 ) -> Shrunk:
     """Removes pruned channels, neurons, heads and widths: a smaller network that computes the same.
 
     A group of `channel_groups` that the mask prunes in some leaf leaves if, in the masked network,
-    nothing of it reaches what stays: either all that it sends is zero (kernel, bias, and scale
-    and shift of a normalisation), or all weights that would receive it are. This is found without
-    looking at inputs, so it holds for all of them.
+    nothing of it reaches what stays: either all that it sends is zero, or all weights that would
+    receive it are. A group whose kernel is pruned but not its bias (or the shift of a BatchNorm)
+    sends a constant. It leaves as well, if all that hears it are products, or convolutions without
+    padding, whose results go to a bias (or a running mean) that can hold the constant instead. All
+    this is found without looking at inputs, so it holds for all of them.
 
     Args:
       apply: pure function `apply(params, *inputs)`, as for `channel_groups`.
       params: tree of arrays.
       mask: tree of booleans and `None` like `params`.
       *example_inputs: trees of arrays. They show shapes, and both networks are compared on them.
-      partial: what to do with groups that the mask prunes in some leaf but that would still be
-        heard: "refuse" raises an error that names them; "complete" prunes the rest of them, so
-        that `mask` of the result is another; "keep" leaves them in.
+      partial: what to do with other groups that the mask prunes in some leaf: "refuse" raises an
+        error that names them; "complete" prunes the rest of them, so that `mask` of the result is
+        another; "keep" leaves them in.
+      approximate: whether groups may leave that a statistic runs over, as in `channel_groups`. Then
+        the networks differ, and `difference` says how far they are apart.
 
     Returns:
-      `Shrunk(params, apply, keep, mask, difference, kept)`. Its `apply` can be jitted,
+      `Shrunk(params, apply, keep, mask, difference, ...)`. Its `apply` can be jitted,
       differentiated and exported, and takes inputs of other shapes as far as the old one does; it
       traces the old one each time it is called, so call it under `jax.jit`. `like(tree)` shrinks
       what mirrors the parameters, such as the state of an optimizer. Numbers in the network stay:
-      a LayerNorm that lost inputs still divides by their old number, as the masked network does.
+      a LayerNorm that lost inputs still divides by their old number, as the masked network does. So
+      even where its variance is approximated, its mean is exact.
 
     Raises:
       TypeError: for an `apply` that is no function, a mask that isn't boolean.
       ValueError: for a mask that doesn't fit, that prunes a part of a group, or that leaves nothing
-        of an axis; for an unknown `partial`; or if the networks differ by more than rounding.
+        of an axis; for an unknown `partial`; or if the networks differ by more than rounding
+        though nothing is approximated.
 
-    >>> import jax.numpy as jnp
+    >>> import jax, jax.numpy as jnp
     >>> import jaxprune as jp
-    >>> params = {"a": jnp.ones((2, 3)), "bias": jnp.zeros(3), "b": jnp.ones((3, 4))}
-    >>> apply = lambda p, x: jnp.tanh(x @ p["a"] + p["bias"]) @ p["b"]
-    >>> mask = {"a": jnp.array([[True, False, True]] * 2), "bias": None, "b": None}
+    >>> params = {"a": jnp.ones((2, 3)), "m": jnp.ones(3), "b": jnp.ones((3, 4)), "n": jnp.ones(4)}
+    >>> apply = lambda p, x: jax.nn.relu(x @ p["a"] + p["m"]) @ p["b"] + p["n"]
+    >>> mask = jp.prunable(params) | {"a": jnp.array([[True, False, True]] * 2)}
     >>> small = jp.shrink(apply, params, mask, jnp.ones((1, 2)))
     >>> {name: leaf.shape for name, leaf in small.params.items()}
-    {'a': (2, 2), 'b': (2, 4), 'bias': (2,)}
+    {'a': (2, 2), 'b': (2, 4), 'm': (2,), 'n': (4,)}
+    >>> small.folded, small.params["n"]
+    (('n',), Array([2., 2., 2., 2.], dtype=float32))
     >>> small.apply(small.params, jnp.ones((5, 2))).shape
     (5, 4)
     """
-    if partial not in _PARTIAL:
-        raise ValueError(f"`partial` must be one of {[*_PARTIAL]}, got {partial!r}")
-    names, found, of = channels.analysed(apply, params, example_inputs)
+    if partial not in PARTIAL:
+        raise ValueError(f"`partial` must be one of {[*PARTIAL]}, got {partial!r}")
+    analysis = channels.analysed(apply, params, example_inputs, approximate)
     masks.check_boolean(mask)
-    mask = masks.fit_mask(params, mask)
-    pruned = _pruned_places(params, mask, of)
-    heard = _heard(found, params, mask)
-    partly = _partly_pruned(found, of, pruned, heard)
-    if partly and partial == "refuse":
-        raise ValueError(_refusal(names, found, of, pruned, partly))
-    if partial == "complete":
-        mask = _completed(params, mask, of, partly)
-        heard = _heard(found, params, mask)
-    leaving = [variable for variable in pruned if variable not in heard]
-    _check_something_stays(names, found, leaving)
-    kept = _kept(params, found, leaving)
-    masked_params = masks.apply_mask(params, mask)
-    small = jax.tree.map(Kept.of, kept, masked_params)
-    small_apply = _smaller(apply, params, kept)
+    verdict = leaving(analysis, params, masks.fit_mask(params, mask), partial)
+    kept = _kept(params, analysis.found, verdict.groups)
+    structure = jax.tree.structure(params)
+    small = jax.tree.map(Kept.of, kept, structure.unflatten(verdict.folded()))
+    unchanged = _unchanged_constants(analysis.found, verdict)
+    small_apply = _smaller(apply, params, kept, approximate, unchanged)
     with jax.default_matmul_precision("highest"):
-        masked = jax.jit(apply)(masked_params, *example_inputs)
+        masked = jax.jit(apply)(structure.unflatten(verdict.leaves), *example_inputs)
         shrunk = jax.jit(small_apply)(small, *example_inputs)
-    keep = tuple(_groups_that_stay(of, set(leaving)))
-    return Shrunk(small, small_apply, keep, mask, _difference(masked, shrunk), kept)
+    keep = tuple(_groups_that_stay(analysis.members, {*verdict.groups}))
+    exact = analysis.statistics.keys().isdisjoint(verdict.groups)
+    difference = _difference(masked, shrunk, exact)
+    folded = tuple(analysis.names[leaf] for leaf in verdict.added)
+    approximated = () if exact else tuple(_approximated(analysis, {*verdict.groups}))
+    return Shrunk(small, small_apply, keep, verdict.mask, difference, kept, folded, approximated)
 
 
 def cut(
@@ -178,95 +188,16 @@ def cut(
 
     def of_leaf(leaf, keep):
         whole = np.ones(jnp.shape(leaf), bool)
-        pruned = silence.flags(whole if keep is None else keep)
-        return Kept(whole.shape, tuple(~gone for gone in pruned))
+        numbers = silence.numbers_of(whole if keep is None else keep)
+        return Kept(whole.shape, tuple(axis != 0 for axis in numbers))
 
     kept = jax.tree.map(of_leaf, params, mask)
-    return _smaller(apply, params, kept), jax.tree.map(Kept.of, kept, params)
+    small_apply = _smaller(apply, params, kept, False, lambda found, gone: True)
+    return small_apply, jax.tree.map(Kept.of, kept, params)
 
 
-def _keeps(params: chex.ArrayTree, mask: chex.ArrayTree) -> list[Any]:
-    return jax.tree.structure(params).flatten_up_to(mask)
-
-
-def _pruned_places(params, mask, of: Members) -> dict[int, list[tuple[int, int]]]:
-    """The (leaf, axis) where the mask prunes all that a group has, of groups with any."""
-    flags = [None if keep is None else silence.flags(keep) for keep in _keeps(params, mask)]
-    pruned = lambda place, indices: flags[place[0]] and flags[place[0]][place[1]][indices].all()
-    found = {v: [at for at, own in places.items() if pruned(at, own)] for v, places in of.items()}
-    return {variable: places for variable, places in found.items() if places}
-
-
-def _partly_pruned(found: Coupled, of: Members, pruned, heard: dict[int, str]) -> dict[int, str]:
-    """The groups that are heard though the mask prunes them somewhere, and where they are heard.
-
-    Not those of which there is nothing left to prune, since other groups take it along.
-    """
-    gone = found.terms.leaving(variable for variable in pruned if variable not in heard)
-    taken = lambda at, indices: gone[found.leaves[at[0]][at[1]][indices]].all()
-    return {
-        variable: heard[variable]
-        for variable, places in pruned.items()
-        if variable in heard and not all(taken(at, of[variable][at]) for at in places)
-    }
-
-
-def _heard(found: Coupled, params, mask) -> dict[int, str]:
-    """The groups of the masked network that something depends on, and where."""
-    leaves = jax.tree.leaves(masks.apply_mask(params, mask))
-    return silence.heard(found, [silence.flags(leaf) for leaf in leaves])
-
-
-def _completed(params, mask, of: Members, variables: Iterable[int]) -> chex.ArrayTree:
-    """The mask with all parameters of some groups pruned as well."""
-    leaves, structure = jax.tree.flatten(params)
-    keeps = _keeps(params, mask)
-    new: dict[int, np.ndarray] = {}
-    for variable in variables:
-        for (leaf, axis), indices in of[variable].items():
-            if leaf not in new:
-                before = keeps[leaf]
-                whole = np.ones(leaves[leaf].shape, bool)
-                new[leaf] = whole if before is None else np.array(before)
-            np.moveaxis(new[leaf], axis, 0)[indices] = False
-    changed = {leaf: jnp.asarray(keep) for leaf, keep in new.items()}
-    return structure.unflatten(changed.get(leaf, keep) for leaf, keep in enumerate(keeps))
-
-
-def _refusal(names, found: Coupled, of: Members, pruned, partly: dict[int, str]) -> str:
-    """Of the first of such groups: what is pruned, what isn't, and where it is heard."""
-    first = next(iter(partly))
-    places: dict[bool, list[str]] = {True: [], False: []}
-    for (leaf, axis), indices in of[first].items():
-        name = channels.axis_name(names[leaf], axis, len(found.leaves[leaf]))
-        places[(leaf, axis) in pruned[first]].append(f"{name} with i = {_few(indices)}")
-    return (
-        f"the mask prunes a part of {len(partly)} groups of channels. One of them has lost "
-        f"{'; '.join(places[True])}; but not {'; '.join(places[False]) or 'anything else'}, "
-        f"and what it sends on is used in {partly[first]}. Prune all of it (`channel_mask`), or "
-        'pass `partial="complete"` to have that done, or `partial="keep"` to leave such groups in'
-    )
-
-
-def _few(numbers: Sequence[int], most: int = 5) -> str:
-    shown = ", ".join(map(str, numbers[:most]))
-    return shown + (f", ... ({len(numbers)} in all)" if len(numbers) > most else "")
-
-
-def _check_something_stays(names, found: Coupled, leaving: list[int]) -> None:
-    gone = found.terms.leaving(leaving)
-    for leaf, axes in enumerate(found.leaves):
-        for axis, terms in enumerate(axes):
-            if len(terms) and gone[terms].all():
-                name = channels.axis_name(names[leaf], axis, len(axes))
-                raise ValueError(
-                    f"nothing of {name} would stay: the mask prunes all of its {len(terms)} "
-                    "indices. Keep at least one, as `budget_mask` does with `least=1`"
-                )
-
-
-def _kept(params, found: Coupled, leaving: list[int]) -> chex.ArrayTree:
-    gone = found.terms.leaving(leaving)
+def _kept(params, found: Coupled, groups: list[int]) -> chex.ArrayTree:
+    gone = found.terms.leaving(groups)
     leaves, structure = jax.tree.flatten(params)
     return structure.unflatten(
         Kept(jnp.shape(leaf), tuple(~gone[axis] for axis in axes))
@@ -274,20 +205,47 @@ def _kept(params, found: Coupled, leaving: list[int]) -> chex.ArrayTree:
     )
 
 
-def _groups_that_stay(of: Members, leaving: set[int]):
+def _groups_that_stay(of: Members, groups: set[int]):
     for variables in channels.families(of).values():
-        yield jnp.array([variable not in leaving for variable in variables])
+        yield jnp.array([variable not in groups for variable in variables])
 
 
-def _smaller(apply, params: chex.ArrayTree, kept: chex.ArrayTree) -> Callable[..., Any]:
+def _approximated(analysis: Analysis, groups: set[int]):
+    """The families of groups that leave and change a statistic."""
+    changed = groups & analysis.statistics.keys()
+    families = channels.families(analysis.members).values()
+    for family, variables in zip(channels.described(*analysis).groups, families, strict=True):
+        if not changed.isdisjoint(variables):
+            yield family.name
+
+
+def _unchanged_constants(found: Coupled, verdict: Leaving) -> Callable[..., bool]:
+    """Whether a network that has been traced anew sends the constants that were folded."""
+    if not verdict.added:
+        return lambda found, gone: True
+    numbers, gone = verdict.numbers, found.terms.leaving(verdict.groups)
+    before = folding.constants(found, numbers, gone)
+
+    def unchanged(found: Coupled, gone: np.ndarray) -> bool:
+        with jax.ensure_compile_time_eval():
+            return folding.same(before, folding.constants(found, numbers, gone))
+
+    return unchanged
+
+
+def _smaller(
+    apply, params: chex.ArrayTree, kept: chex.ArrayTree, approximate: bool, unchanged
+) -> Callable[..., Any]:
     """The function of smaller parameters, for any inputs that the old one can be traced with."""
     full = jax.eval_shape(lambda tree: tree, params)
 
     def small_apply(params, *inputs):
         leaves = _checked_leaves(params, kept)
         program, structure = traced(apply, full, *inputs)
-        found = coupled(program, len(leaves))
+        found = coupled(program, len(leaves), approximate)
         gone = found.terms.leaving(_left(found, jax.tree.leaves(kept)))
+        if not unchanged(found, gone):
+            raise ValueError(_OTHER_SHAPES.format("pruned channels send other constants"))
         values = [*leaves, *jax.tree.leaves(inputs)]
         outputs = resizing.evaluate(found, lambda axis: ~gone[axis], values)
         return structure.unflatten(outputs)
@@ -305,10 +263,7 @@ def _left(found: Coupled, kept: list[Kept]) -> list[int]:
     for one, axes in zip(kept, found.leaves, strict=True):
         for keep, terms in zip(one.axes, axes, strict=True):
             if (keep == gone[terms]).any():
-                raise ValueError(
-                    "for inputs of these shapes the network has other groups of channels than for "
-                    "the example inputs: shrink it with inputs such as these"
-                )
+                raise ValueError(_OTHER_SHAPES.format("the network has other groups of channels"))
     return left
 
 
@@ -325,19 +280,20 @@ def _checked_leaves(params: chex.ArrayTree, kept: chex.ArrayTree) -> list[Any]:
     return leaves
 
 
-def _difference(masked: Any, shrunk: Any) -> float:
-    """The largest difference relative to the largest output; an error if it isn't rounding."""
+def _difference(masked: Any, shrunk: Any, exact: bool) -> float:
+    """The largest difference relative to the largest output."""
     pairs = zip(jax.tree.leaves(masked), jax.tree.leaves(shrunk), strict=True)
-    differences = [_relative(*pair) for pair in pairs if masks.is_floating(pair[0])]
+    differences = [_relative(*pair, exact) for pair in pairs if masks.is_floating(pair[0])]
     return max(differences, default=0.0)
 
 
-def _relative(masked: jax.Array, shrunk: jax.Array) -> float:
+def _relative(masked: jax.Array, shrunk: jax.Array, exact: bool) -> float:
+    """An error unless it is rounding, or at least a number."""
     wide = masks.at_least_float32(masked)
     a, b = masked.astype(wide), shrunk.astype(wide)
     largest = float(jnp.max(jnp.abs(a), initial=0))
     difference = float(jnp.max(jnp.abs(a - b), initial=0)) / (largest or 1.0)
-    allowed = float(jnp.finfo(masked.dtype).eps) ** 0.5
+    allowed = float(jnp.finfo(masked.dtype).eps) ** 0.5 if exact else float("inf")
     if not difference <= allowed:
         raise ValueError(
             f"the smaller network differs from the masked one by {difference:.1e} of its largest "

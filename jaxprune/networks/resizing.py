@@ -54,8 +54,8 @@ class _Evaluator:
         if self.coupled.program.is_constant(step):
             return bind(step, [self.values[i] for i in step.inputs])
         passage = self.coupled.passages[id(step)]
-        if step.bodies:
-            return _WITH_BODIES[step.name](self, step, passage)
+        if step.bodies or step.name == "sharding_constraint":
+            return _OWN[step.name](self, step, passage)
         resize = _RESIZED.get(step.name)
         changed = resize(step, passage.operands, passage.results, self.keeps) if resize else {}
         return bind(step, self._taken(step.inputs, passage.operands), **changed)
@@ -104,8 +104,21 @@ class _Evaluator:
 
         return function(*(self.values[i] for i in body.inputs))
 
+    def constrained(self, step: Step, passage: Passage) -> Sequence[Any]:
+        """Lies as it did, unless its axes can't be divided any more."""
+        (value,) = self._taken(step.inputs, passage.operands)
+        try:
+            step.equation.params["sharding"].shard_shape(value.shape)
+        except ValueError:
+            return [value]
+        return bind(step, [value])
 
-_WITH_BODIES = {"scan": _Evaluator.scan, "custom_jvp_call": _Evaluator.custom_jvp}
+
+_OWN = {
+    "scan": _Evaluator.scan,
+    "custom_jvp_call": _Evaluator.custom_jvp,
+    "sharding_constraint": _Evaluator.constrained,
+}
 
 
 def _shape(axes: Axes, keeps: Keeps) -> tuple[int, ...]:

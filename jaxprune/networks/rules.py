@@ -1,9 +1,9 @@
 """What primitives do to the axes of their operands, whatever it is that is known of an axis.
 
 An axis is a NumPy array with an entry for each index. What the entries are, a domain says: in
-`coupling` they are names of what must leave together, in `silence` they say whether a slice is
-zero. A rule takes the domain, the step and the axes of each operand, and returns the axes of each
-result. A primitive without a rule fixes all that goes in and comes out: unknown means safe.
+`coupling` they are names of what must leave together, in `silence` the number that a slice is
+filled with. A rule takes the domain, the step and the axes of each operand, and returns the axes of
+each result. A primitive without a rule fixes all that goes in and comes out: unknown means safe.
 """
 
 import itertools
@@ -59,6 +59,13 @@ class Domain(Protocol):
     def summed(self, *operands: tuple[int, int, Axis]) -> None:
         """One axis of one operand or two (number, axis, what it is) is summed over."""
 
+    def extreme(self, place: int, axis: Axis) -> None:
+        """The largest or the smallest entry is taken over an axis of the only operand."""
+
+    def reduced(self, step: Step, axis: Axis) -> Axis:
+        """Of an axis that goes on where entries beside it are put together."""
+        ...
+
     def merged(self, axes: Sequence[Axis]) -> Axis:
         """One axis that runs through several, the last one fastest."""
         ...
@@ -112,18 +119,29 @@ def _reduce_sum(domain, step, operands):
     summed = step.equation.params["axes"]
     for axis in summed:
         domain.summed((0, axis, operands[0][axis]))
-    yield _without(operands[0], summed)
+    yield _rest(domain, step, operands[0], summed)
 
 
 def _reduce(domain, step, operands):
     reduced = step.equation.params["axes"]
     for axis in reduced:
         domain.fix(operands[0][axis], f"`{step.name}` is taken over it")
-    yield _without(operands[0], reduced)
+    yield _rest(domain, step, operands[0], reduced)
+
+
+def _reduce_to_extreme(domain, step, operands):
+    reduced = step.equation.params["axes"]
+    for axis in reduced:
+        domain.extreme(axis, operands[0][axis])
+    yield _rest(domain, step, operands[0], reduced)
 
 
 def _without(axes, some):
     return [axis for i, axis in enumerate(axes) if i not in some]
+
+
+def _rest(domain, step, axes, some):
+    return [domain.reduced(step, axis) for axis in _without(axes, some)]
 
 
 def _transpose(domain, step, operands):
@@ -213,6 +231,12 @@ def _concatenate(domain, step, operands):
     yield [np.concatenate(axes) if i == along else domain.alike(axes) for i, axes in columns]
 
 
+def _stack(domain, step, operands):
+    axes = [domain.alike(column) for column in zip(*operands, strict=True)]
+    axes.insert(step.equation.params["axis"], domain.fixed(len(operands), "it is stacked"))
+    yield axes
+
+
 def _pad(domain, step, operands):
     axes, padding = operands[0], step.equation.params["padding_config"]
     (shape,) = _shapes(step)
@@ -284,9 +308,13 @@ def _along(domain, step, operands):
     """Runs along one axis and leaves the others, such as a cumulative sum."""
     params = step.equation.params
     along = params["dimensions"] if step.name == "rev" else (params["axis"],)
+    reason = f"`{step.name}` runs along it"
     for i in along:
-        domain.fix(operands[0][i], f"`{step.name}` runs along it")
-    yield operands[0]
+        domain.fix(operands[0][i], reason)
+    yield [
+        domain.fixed(len(axis), reason) if i in along else domain.reduced(step, axis)
+        for i, axis in enumerate(operands[0])
+    ]
 
 
 def _reduce_window(domain, step, operands):
@@ -295,7 +323,7 @@ def _reduce_window(domain, step, operands):
     for i, (axis, size) in enumerate(zip(axes, _shapes(step)[0], strict=True)):
         names = ("window_dimensions", "window_strides", "base_dilation", "window_dilation")
         if all(params[name][i] == 1 for name in names) and not any(params["padding"][i]):
-            new.append(axis)
+            new.append(domain.reduced(step, axis))
         else:
             domain.fix(axis, "windows run along it")
             new.append(domain.fixed(size, "windows run along it"))
@@ -308,8 +336,8 @@ def _dot_general(domain, step, operands):
     for i, j in zip(left, right, strict=True):
         domain.summed((0, i, a[i]), (1, j, b[j]))
     batch = [domain.either(a[i], b[j]) for i, j in zip(left_batch, right_batch, strict=True)]
-    rest = _without(a, left + left_batch) + _without(b, right + right_batch)
-    yield batch + rest
+    rest = (_rest(domain, step, a, left + left_batch), _rest(domain, step, b, right + right_batch))
+    yield [*batch, *rest[0], *rest[1]]
 
 
 def _convolution(domain, step, operands):
@@ -322,7 +350,7 @@ def _convolution(domain, step, operands):
         return
     for axis in [images[i] for i in space] + [kernel[i] for i in window]:
         domain.fix(axis, "a convolution runs along it")
-    out = kernel[outputs]
+    out = domain.reduced(step, kernel[outputs])
     if groups == 1:
         domain.summed((0, channels, images[channels]), (1, inputs, kernel[inputs]))
     else:
@@ -332,7 +360,7 @@ def _convolution(domain, step, operands):
         out = domain.merged([domain.either(block, own_block), own])
     (shape,) = _shapes(step)
     new = [domain.fixed(size, "a convolution runs along it") for size in shape]
-    new[result[0]], new[result[1]] = images[batch], out
+    new[result[0]], new[result[1]] = domain.reduced(step, images[batch]), out
     yield new
 
 
@@ -349,10 +377,8 @@ _ENTRIES = [
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(_ENTRIES, _elementwise),
-    **dict.fromkeys(
-        ["reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "argmax", "argmin"],
-        _reduce,
-    ),
+    **dict.fromkeys(["reduce_prod", "reduce_and", "reduce_or", "argmax", "argmin"], _reduce),
+    **dict.fromkeys(["reduce_max", "reduce_min"], _reduce_to_extreme),
     **dict.fromkeys(["cumsum", "cumprod", "cummax", "cummin", "rev"], _along),
     **dict.fromkeys(["reduce_window_sum", "reduce_window_max"], _reduce_window),
     "broadcast_in_dim": _broadcast_in_dim,
@@ -368,5 +394,6 @@ RULES: dict[str, Rule] = {
     "slice": _slice,
     "split": _split,
     "squeeze": _squeeze,
+    "stack": _stack,
     "transpose": _transpose,
 }

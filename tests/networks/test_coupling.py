@@ -48,6 +48,7 @@ PASSES = {
     "a root mean square": lambda x: x / (1 + jnp.mean(x**2, -1, keepdims=True)),
     "rows": lambda x: x[::2] + jnp.flip(x[:3], 0) + x[1:4],
     "a running sum": lambda x: jnp.cumsum(x, 0),
+    "two that are stacked": lambda x: jnp.stack([x, 2 * x], 1).sum(1),
     "turned twice": lambda x: x.T.T,
     "two shapes": lambda x: x.reshape(5, 1, 4).squeeze(1),
     "a choice": lambda x: jnp.where(x > 0, x, 0.1 * x),

@@ -1,5 +1,7 @@
 """Random small networks and random groups: without them it computes what the masked one does."""
 
+import itertools
+
 import hypothesis
 import hypothesis.strategies as st
 import jax
@@ -28,6 +30,9 @@ class Layers:
 
     def narrow(self, x):
         return self.dense(x, 6)
+
+    def biased(self, x):
+        return jnp.tanh(self.dense(x, 10) + self.weight(1, 1, 10))
 
     def activated(self, x):
         return jax.nn.gelu(x)
@@ -123,7 +128,7 @@ def network(names):
         for name in names:
             if x.shape[-1] % 2 == 0 and 4 <= x.shape[-1] <= 48:
                 x = getattr(layers, name)(x)
-        return layers.dense(x, 3)
+        return layers.dense(x, 3) + weight(1, 1, 3)
 
     def apply(params, x):
         weights = iter(params)
@@ -178,3 +183,40 @@ def test_parts_of_groups(names, partial, data):
     mask = jp.channel_mask(params, some, tuple(some_groups(some, data)))
     small = jp.shrink(apply, params, mask, INPUTS, partial=partial)
     assert small.difference < 1e-5
+
+
+WIDTHS = (5, 7, 6, 3)
+FUNCTIONS = [jax.nn.relu, jnp.tanh, jax.nn.gelu, jax.nn.sigmoid, jnp.cos, lambda x: x]
+
+
+@hypothesis.settings(max_examples=6)
+@hypothesis.given(
+    st.tuples(*[st.sampled_from(FUNCTIONS)] * 2),
+    st.tuples(*[st.sets(st.integers(0, width - 2)) for width in WIDTHS[1:-1]]),
+    st.integers(0, 2**32 - 1),
+)
+def test_dense_layers_with_biases_are_never_refused(functions, dead, seed):
+    """Kernels of any neurons are pruned, in any number of layers."""
+    random = np.random.default_rng(seed)
+    layers = [
+        {
+            "kernel": random.normal(size=sizes) / sizes[0] ** 0.5,
+            "bias": random.normal(size=sizes[1:]),
+        }
+        for sizes in itertools.pairwise(WIDTHS)
+    ]
+    for layer, neurons in zip(layers, dead, strict=False):
+        layer["kernel"][:, sorted(neurons)] = 0
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), layers)
+    mask = [{"kernel": layer["kernel"] != 0, "bias": None} for layer in params]
+
+    def apply(params, x, functions=functions):
+        for layer, function in zip(params, (*functions, lambda x: x), strict=True):
+            x = function(x @ layer["kernel"] + layer["bias"][None])
+        return x
+
+    small = jp.shrink(apply, params, mask, INPUTS[0])
+    widths = [width - len(neurons) for width, neurons in zip(WIDTHS[1:], [*dead, ()], strict=True)]
+    assert [layer["bias"].size for layer in small.params] == widths
+    masked, shrunk = apply(params, INPUTS[1]), small.apply(small.params, INPUTS[1])
+    np.testing.assert_allclose(masked, shrunk, rtol=1e-5, atol=1e-5)
