@@ -23,7 +23,7 @@ def with_values(module: nnx.Module, small: Shrunk) -> nnx.Module:
     new = nnx.clone(module)
     nnx.update(new, small.params)
     kept = {_name(path): one for path, one in jax.tree_util.tree_leaves_with_path(small.kept)}
-    for path, layer in nnx.iter_modules(new):
+    for path, layer in list(nnx.iter_graph(new)):
         of_layer = lambda name, path=path: kept.get("/".join(map(str, (*path, name))))
         for name, size in _sizes(layer, of_layer).items():
             if hasattr(layer, name):  # not all versions of Flax have all of them
@@ -36,8 +36,8 @@ def _name(path) -> str:
     return masks.path_name(path).removesuffix("/value")
 
 
-def _sizes(layer: nnx.Module, kept: Lookup) -> dict[str, Any]:
-    """The sizes of a layer of a known class."""
+def _sizes(layer: Any, kept: Lookup) -> dict[str, Any]:
+    """The sizes of a layer of a known class; of anything else there are none."""
     for kind, rule in _RULES.items():
         if isinstance(layer, kind):
             return rule(layer, kept)

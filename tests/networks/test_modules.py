@@ -265,7 +265,7 @@ class Twice(nn.Module):
 
 
 def flatten(x):
-    return x.reshape(len(x), -1)
+    return x.reshape(x.shape[0], -1)
 
 
 def linen_convolutions(width, groups, outputs, last):
