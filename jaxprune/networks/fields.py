@@ -62,8 +62,7 @@ def rebuilt(module: nn.Module, change: Callable[[Place, int | None], int | None]
         if id(value) not in made:  # what is shared stays shared
             fields = [f for f in dataclasses.fields(value) if f.init and f.name not in _OF_LINEN]
             new = {f.name: inside(f, getattr(value, f.name), (*place, f.name)) for f in fields}
-            clone = value.clone if isinstance(value, nn.Module) else None
-            made[id(value)] = clone(**new) if clone else dataclasses.replace(value, **new)
+            made[id(value)] = _replaced(value, new)
         return made[id(value)]
 
     def inside(field, value, place: Place):
@@ -79,6 +78,13 @@ def rebuilt(module: nn.Module, change: Callable[[Place, int | None], int | None]
         return jax.tree_util.tree_map_with_path(leaf, value, is_leaf=is_leaf)
 
     return record(module, ())
+
+
+def _replaced(record, fields: dict[str, Any]):
+    """A clone with other values of fields."""
+    if isinstance(record, nn.Module):
+        return record.clone(**fields)
+    return dataclasses.replace(record, **fields)
 
 
 _OF_LINEN = ("parent", "name")
@@ -107,7 +113,11 @@ def sizes_in(module: nn.Module) -> Sizes:
 
 def _moves(old: Sizes, kept: list[Kept]) -> list[Sizes]:
     """Changes of one integer."""
-    return [{place: new} for place, size in old.items() for new in _new_sizes(size, tuple(kept))]
+    axes = {keep.tobytes(): keep for one in kept for keep in one.axes}
+    pairs = [pair for one in kept for pair in itertools.pairwise(one.axes)]
+    products = {(len(a) * len(b), int(a.sum() * b.sum())) for a, b in pairs}
+    new = functools.cache(lambda size: _new_sizes(size, list(axes.values()), products))
+    return [{place: number} for place, size in old.items() for number in new(size)]
 
 
 def _together(moves: list[Sizes], old: Sizes) -> list[Sizes]:
@@ -130,29 +140,21 @@ def _pairs(moves: list[Sizes]) -> list[Sizes]:
     return [a | b for a, b in itertools.combinations(moves, 2) if 0 < distance(a, b) < _NEAR]
 
 
-def _new_sizes(size: int | None, kept: tuple[Kept, ...]) -> list[int | None]:
-    """What an integer may have become, its old value last."""
-    found = {new for one in kept for new in _from_leaf(one, size)}
-    return [*sorted(found - {size}), size] if found - {size} else []
-
-
-def _from_leaf(kept: Kept, size: int | None) -> Iterator[int]:
-    """The new lengths of axes of this length, or of what such an axis consists of."""
-    for keep in kept.axes:
-        if size is None:
-            yield int(keep.sum())
-        elif not keep.all() and len(keep) % size == 0:
-            yield from _left_of(keep, size)
-    for a, b in itertools.pairwise(kept.axes):
-        if size in (None, len(a) * len(b)):
-            yield int(a.sum() * b.sum())
+def _new_sizes(size: int | None, axes: list[np.ndarray], products: set) -> list[int]:
+    """What an integer may have become: of an axis, of two in a row, of what an axis consists of."""
+    if size is None:
+        found = {int(keep.sum()) for keep in axes} | {new for _, new in products}
+    else:
+        found = {new for old, new in products if old == size}
+        found |= {new for keep in axes if not keep.all() for new in _left_of(keep, size)}
+    return sorted(found - {size})
 
 
 def _left_of(keep: np.ndarray, size: int) -> Iterator[int]:
     """Of an axis that runs through others, one of them of this length, what is left of that one."""
-    others = len(keep) // size
+    others, rest = divmod(len(keep), size)
     for outer in range(1, others + 1):
-        if others % outer == 0:
+        if rest == 0 and others % outer == 0:
             yield int(keep.reshape(outer, size, -1).any((0, 2)).sum())
 
 

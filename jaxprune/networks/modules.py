@@ -142,7 +142,7 @@ def _callable(off: Callable[[Any], float], smaller: Any) -> float:
 
 
 def _difference(expected: Any, got: Any) -> float:
-    """The largest difference relative to the largest output; 0 for rounding."""
+    """The largest difference relative to the largest output; 0 for rounding, infinite for NaN."""
     if jax.tree.map(jnp.shape, expected) != jax.tree.map(jnp.shape, got):
         return float("inf")
     return max(map(_relative, *map(jax.tree.leaves, (expected, got))), default=0.0)
@@ -153,6 +153,7 @@ def _relative(expected: jax.Array, got: jax.Array) -> float:
         return 0.0
     wide = masks.at_least_float32(expected)
     a, b = expected.astype(wide), got.astype(wide)
-    largest = float(jnp.max(jnp.abs(a), initial=0))
-    difference = float(jnp.max(jnp.abs(a - b), initial=0)) / (largest or 1.0)
-    return 0.0 if difference <= float(jnp.finfo(expected.dtype).eps) ** 0.5 else difference
+    difference = jnp.max(jnp.abs(a - b), initial=0) / (jnp.max(jnp.abs(a), initial=0) or 1.0)
+    if difference <= jnp.finfo(expected.dtype).eps ** 0.5:
+        return 0.0
+    return float("inf") if jnp.isnan(difference) else float(difference)

@@ -30,7 +30,7 @@ def shapes(tree):
 
 
 def test_stable_hlo_of_parameters_and_inputs():
-    apply, params, x = nets.lenet()
+    apply, params, x = nets.mlp()
     small = pruned(apply, params, x)
     read = through_bytes(small.apply, shapes(small.params), shapes(x))
     close(jax.jit(small.apply)(small.params, x), read(small.params, x))
@@ -38,7 +38,8 @@ def test_stable_hlo_of_parameters_and_inputs():
 
 def test_stable_hlo_with_parameters_inside():
     """As it must be for trees that `jax.export` can't write, such as the states of NNX."""
-    apply, params, x = nets.nnx_residual()
+    x = nets.normal(5, 3)
+    _, (apply, params) = of_shapes(abstract(batch_norm, 6))
     small = pruned(apply, params, x)
     function = functools.partial(small.apply, small.params)
     close(jax.jit(function)(x), through_bytes(function, shapes(x))(x))
