@@ -18,7 +18,8 @@ Press towards sparsity          add_hoyer_square, add_group_hoyer_square, add_pe
                                 group_lasso, threshold_mask, trimming_point, group_norms
 Constrain and sample            projection_capped_simplex, bernoulli_mask, counter_bits
 Change it over time             cubic_sparsity, annealed_temperature
-Make the network smaller        channel_groups, channel_norms, channel_mask, shrink
+Make the network smaller        channel_groups, channel_norms, channel_mask, shrink,
+                                shrink_module
 Stay within FLOPs or time       channel_cost, channel_times, budget_mask
 Hand over to hardware           pack_24, unpack_24
 """
@@ -52,6 +53,7 @@ from jaxprune.methods.schedules import annealed_temperature, cubic_sparsity
 from jaxprune.methods.straight_through import straight_through
 from jaxprune.networks.channels import ChannelGroups, Channels, channel_groups
 from jaxprune.networks.group_trees import channel_cost, channel_mask, channel_norms
+from jaxprune.networks.modules import shrink_module
 from jaxprune.networks.reconstruction import reconstruct
 from jaxprune.networks.removal import Shrunk, shrink
 from jaxprune.networks.timing import channel_times
@@ -124,6 +126,7 @@ __all__ = [
     "relaxed_bernoulli",
     "rescale",
     "shrink",
+    "shrink_module",
     "signed_constant",
     "smallest_n",
     "sparsity",

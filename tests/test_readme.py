@@ -47,3 +47,4 @@ def test_code_runs():
     assert shapes == [(64,), (64, 64), (10,), (64, 10)]  # a quarter, for each neuron costs as much
     masked = names["apply"](jp.apply_mask(names["weights"], names["mask"]), names["images"])
     np.testing.assert_allclose(names["logits"], masked, rtol=1e-5, atol=1e-5)
+    assert names["model"].layers[0].out_features == names["model"].layers[2].in_features == 64

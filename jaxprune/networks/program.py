@@ -59,11 +59,23 @@ class Program(NamedTuple):
 def traced(function: Callable[..., Any], *args: Any) -> tuple[Program, Any]:
     """The function's program for arguments of such shapes, and the structure of its result."""
     closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
+    _check_shapes(closed.jaxpr)
     program = Program(Body([], [], []), [], [], {})
     program.body.inputs.extend(_slots(program, closed.jaxpr.invars))
     body = program.body
     body.outputs.extend(_append(program, body.steps, closed, body.inputs))
     return program, jax.tree.structure(shapes)
+
+
+def _check_shapes(jaxpr: Jaxpr) -> None:
+    """Raises a TypeError for symbolic sizes: axes are followed index by index."""
+    for variable in jaxpr.invars:
+        if not all(isinstance(size, int) for size in getattr(variable.aval, "shape", ())):
+            raise TypeError(
+                f"an input has the symbolic shape {variable.aval.str_short()}: a network can only "
+                "be followed for shapes of numbers. Export it once for each batch size, or export "
+                "the module of `shrink_module`, which takes symbolic shapes if the old one did"
+            )
 
 
 def _slot(program: Program, aval, constant: bool) -> int:
