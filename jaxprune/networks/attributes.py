@@ -22,7 +22,7 @@ def with_values(module: nnx.Module, small: Shrunk) -> nnx.Module:
     """A copy of the module with the smaller values and sizes."""
     new = nnx.clone(module)
     nnx.update(new, small.params)
-    kept = {_name(path): one for path, one in jax.tree_util.tree_leaves_with_path(small.kept)}
+    kept = {_name(path): one for path, one in jax.tree_util.tree_leaves_with_path(small.indices)}
     for path, layer in list(nnx.iter_graph(new)):
         of_layer = lambda name, path=path: kept.get("/".join(map(str, (*path, name))))
         for name, size in _sizes(layer, of_layer).items():

@@ -112,7 +112,7 @@ def _nnx(small: Shrunk, inputs: tuple, kwargs: dict):
 def _linen(small: Shrunk, inputs: tuple, kwargs: dict):
     from jaxprune.networks import fields
 
-    variables, kept = map(_variables, (small.params, small.kept))
+    variables, kept = map(_variables, (small.params, small.indices))
 
     def shapes(module):
         init = functools.partial(module.init, **kwargs)

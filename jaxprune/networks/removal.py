@@ -58,9 +58,9 @@ class Shrunk(NamedTuple):
     `params` are the smaller parameters and `apply(params, *inputs)` computes with them. `keep` says
     of each family of `channel_groups` which groups stay, as for `channel_mask`; `mask` is the mask
     that the network is equal to, `difference` the largest difference of the outputs for the example
-    inputs, relative to the largest output. `kept` is a tree like `params` of what stays of leaves.
-    `folded` names the leaves that hold constants which pruned channels sent, `approximated` the
-    families of groups without which a statistic is another one.
+    inputs, relative to the largest output. `indices` is a tree like `params` of what stays of each
+    leaf. `folded` names the leaves that hold constants which pruned channels sent, `approximated`
+    the families of groups without which a statistic is another one.
     """
 
     params: chex.ArrayTree
@@ -68,7 +68,7 @@ class Shrunk(NamedTuple):
     keep: tuple[jax.Array, ...]
     mask: chex.ArrayTree
     difference: float
-    kept: chex.ArrayTree
+    indices: chex.ArrayTree
     folded: tuple[str, ...]
     approximated: tuple[str, ...]
 
@@ -79,8 +79,8 @@ class Shrunk(NamedTuple):
           tree: any tree. Subtrees with the structure and the shapes of the old parameters, or None
             in the place of some leaves, are cut to the indices that are kept; all else stays.
         """
-        structure = jax.tree.structure(self.kept)
-        kept = jax.tree.leaves(self.kept)
+        structure = jax.tree.structure(self.indices)
+        kept = jax.tree.leaves(self.indices)
 
         def cut(node):
             """The smaller subtree, or None if it mirrors nothing."""
