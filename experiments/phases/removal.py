@@ -13,11 +13,12 @@ from experiments.phases.base import Network, OneShot, Tree, check_choice
 
 @dataclasses.dataclass(frozen=True)
 class PruneChannels(OneShot):
-    """The channels with the largest norms beside those of their layer stay. Trains nothing.
+    """The channels that hold most for what they cost stay. Trains nothing.
 
-    At least one of each layer, and as many of them as cost at most `budget`, or (1 - sparsity) of
-    what the network costs: in `of="flops"` for one record (two for each multiplication and
-    addition) or `of="parameters"`.
+    What a channel holds is the square of its norm beside the mean of its layer; what it costs is
+    what its removal alone would save. At least one of each layer stays, and as many as cost
+    together at most `budget`, or (1 - sparsity) of what the network costs: in `of="flops"` for one
+    record (two for each multiplication and addition) or `of="parameters"`.
     """
 
     of: str = "flops"
@@ -35,15 +36,14 @@ class PruneChannels(OneShot):
         budget = self.budget
         if budget is None:
             budget = (1 - sparsity) * float(cost(jax.tree.map(jnp.ones_like, norms)))
-        scores = jax.tree.map(_beside_others, norms)
+        scores = tuple(
+            norm**2 / jnp.mean(norm**2) / getattr(family, self.of)
+            for norm, family in zip(norms, channels.groups, strict=True)
+        )
         kept: Tree = jp.budget_mask(scores, budget, cost, least=1)
         mask: Tree = jp.channel_mask(params, channels, kept)
         both = jax.tree.map(jnp.logical_and, mask["weights"], _whole(network))
         return network._replace(mask=both)
-
-
-def _beside_others(norms: jax.Array) -> jax.Array:
-    return norms / jnp.sqrt(jnp.mean(norms**2))
 
 
 def _whole(network: Network):
