@@ -334,8 +334,42 @@ def init_of(name: str) -> Case:
 
 
 NAMES = ["no link", *LINKS, *(f"straight_through of {name}" for name in STRAIGHT)]
+
+
+def of_channels(function: Callable) -> Case:
+    """Of a function of two stacked kernels and the hidden channels between them."""
+
+    def case(s: Setting):
+        names = ("up", "down") if "up" in s.kernels else ("kernel_0", "kernel_1")
+        kernels = {name: s.kernels[name] for name in names}
+        turned = kernels[names[1]].shape[1] == kernels[names[0]].shape[2]
+
+        def layer(x, both):
+            up, down = both
+            return x + jax.nn.relu(x @ up) @ (down if turned else down.T), None
+
+        def apply(params, x):
+            return jax.lax.scan(layer, x, tuple(params[name] for name in names))[0]
+
+        width = kernels[names[0]].shape[1]
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), kernels)
+        x = jax.ShapeDtypeStruct((1, width), s.variant.dtype)
+        channels = jp.channel_groups(apply, shapes, x)
+        keep = tuple(s.array((family.size,), dtype=jnp.bool_) for family in channels.groups)
+        return functools.partial(function, channels), (kernels, keep)
+
+    return case
+
+
+CHANNELS: dict[str, Case] = {
+    "channel_norms": of_channels(lambda channels, p, keep: jp.channel_norms(p, channels)),
+    "channel_mask": of_channels(lambda channels, p, keep: jp.channel_mask(p, channels, keep)),
+}
+
+
 CASES: dict[str, Case] = (
     FUNCTIONS
+    | CHANNELS
     | {f"step, {name}": step_with(name) for name in NAMES}
     | {f"init, {name}": init_of(name) for name in ("keep_top_k", "keep_nm", NAMES[-1])}
 )
