@@ -20,6 +20,6 @@ experiment = replace(
         channel_hoyer_square,
         PruneChannels(budget=2 * 169_900),
         Shrink(),
-        replace(fine_tune, epochs=40, learning_rate=2e-3),
+        replace(fine_tune, epochs=40, learning_rate=1e-3, weight_decay=5e-4),
     ),
 )
