@@ -15,7 +15,7 @@ from experiments.phases.base import Network, OneShot, Tree, check_choice
 class PruneChannels(OneShot):
     """The channels that hold most for what they cost stay. Trains nothing.
 
-    What a channel holds is the square of its norm beside the mean of its layer; what it costs is
+    What a channel holds is its part of the squared norm of its layer's channels; what it costs is
     what its removal alone would save. At least one of each layer stays, and as many as cost
     together at most `budget`, or (1 - sparsity) of what the network costs: in `of="flops"` for one
     record (two for each multiplication and addition) or `of="parameters"`.
@@ -37,7 +37,7 @@ class PruneChannels(OneShot):
         if budget is None:
             budget = (1 - sparsity) * float(cost(jax.tree.map(jnp.ones_like, norms)))
         scores = tuple(
-            norm**2 / jnp.mean(norm**2) / getattr(family, self.of)
+            norm**2 / jnp.sum(norm**2) / getattr(family, self.of)
             for norm, family in zip(norms, channels.groups, strict=True)
         )
         kept: Tree = jp.budget_mask(scores, budget, cost, least=1)

@@ -370,7 +370,7 @@ def test_linen_trains_with_batch_statistics():
     trained = lambda model: jax.jit(functools.partial(model.apply, **options))
     _, old = trained(model)(jp.apply_mask(params, small.mask), x)
     _, new = trained(smaller)(small.params, x)
-    kept = small._replace(kept={"batch_stats": small.indices["batch_stats"]})
+    kept = small._replace(indices={"batch_stats": small.indices["batch_stats"]})
     jax.tree.map(close, kept.like(old), new)
 
 
