@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +17,8 @@ class PruneChannels(OneShot):
     """The channels that hold most for what they cost stay. Trains nothing.
 
     What a channel holds is its part of the squared norm of its layer's channels; what it costs is
-    what its removal alone would save. At least one of each layer stays, and as many as cost
-    together at most `budget`, or (1 - sparsity) of what the network costs: in `of="flops"` for one
+    what its removal alone would save. At least one of each layer stays, and as many as together
+    cost at most `budget`, or (1 - sparsity) of what the network costs: in `of="flops"` for one
     record (two for each multiplication and addition) or `of="parameters"`.
     """
 
@@ -41,9 +42,24 @@ class PruneChannels(OneShot):
             for norm, family in zip(norms, channels.groups, strict=True)
         )
         kept: Tree = jp.budget_mask(scores, budget, cost, least=1)
+        kept = _filled([np.array(own) for own in kept], scores, budget, cost)
         mask: Tree = jp.channel_mask(params, channels, kept)
         both = jax.tree.map(jnp.logical_and, mask["weights"], _whole(network))
         return network._replace(mask=both)
+
+
+def _filled(kept: list[np.ndarray], scores: Sequence[jax.Array], budget: float, cost: Callable):
+    """Also keeps what comes later and still fits, until of no layer anything does."""
+    left = [np.where(own, -np.inf, score) for own, score in zip(kept, scores, strict=True)]
+    while (best := max(own.max() for own in left)) > -np.inf:
+        layer = next(i for i, own in enumerate(left) if own.max() == best)
+        channel = left[layer].argmax()
+        kept[layer][channel] = True
+        left[layer][channel] = -np.inf
+        if cost(kept) > budget:
+            kept[layer][channel] = False
+            left[layer][:] = -np.inf
+    return kept
 
 
 def _whole(network: Network):

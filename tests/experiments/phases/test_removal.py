@@ -38,7 +38,7 @@ def test_a_run_ends_with_a_smaller_network(tmp_path, capsys):
     assert before["flops"] == FLOPS and before["parameters"] == FLOPS / 2
     assert after["parameters"] == result["kept"] == 64 * first + first * second + 10 * second
     assert after["flops"] == 2 * after["parameters"] <= 0.1 * FLOPS
-    assert after["flops"] + 2 * max(64 + second, first + 10) > 0.1 * FLOPS  # no more would fit
+    assert after["flops"] + 2 * min(64 + second, first + 10) > 0.1 * FLOPS  # no more would fit
     assert result["accuracy"] > 0.5 and result["weights"] == FLOPS / 2
     printed = capsys.readouterr().out
     assert "0 of 360 test records are scored differently" in printed
