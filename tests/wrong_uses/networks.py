@@ -1,6 +1,7 @@
 """Of what looks into networks."""
 
 import jax.numpy as jnp
+from flax import nnx
 
 import jaxprune as jp
 from tests.wrong_uses.rows import KERNEL, MATRIX, kind, value
@@ -19,6 +20,10 @@ def two_layers(params, x):
 
 def channels():
     return jp.channel_groups(two_layers, TWO, X)
+
+
+def shrunk():
+    return jp.shrink(two_layers, TWO, {"a": None, "b": None}, X)
 
 
 FOUR = (jnp.ones(4, bool),)
@@ -61,6 +66,10 @@ ROWS = {
         lambda: jp.shrink(two_layers, TWO, {"a": KERNEL.T > 0, "b": None}, X), "'a'", "(8, 4)"),
     "shrink, unknown partial": value(
         lambda: jp.shrink(two_layers, TWO, {"a": None, "b": None}, X, partial="some"), "'some'"),
+    "shrink_module, the parameters alone": kind(
+        lambda: jp.shrink_module(nnx.Linear(8, 4, rngs=nnx.Rngs(0)), TWO, X), "`small`", "dict"),
+    "shrink_module, a function": kind(
+        lambda: jp.shrink_module(two_layers, shrunk(), X), "`module`", "Flax", "function"),
     "shrink, nothing would stay": value(
         lambda: jp.shrink(two_layers, TWO, {"a": KERNEL > 2, "b": KERNEL.T > 2}, X),
         "a[:, i]", "Keep at least one", "`least=1`"),
