@@ -64,7 +64,7 @@ def widths_by_layer(axis, leaves: list[Leaf]) -> None:
     axis.barh(names, [leaf.before[-1] for leaf in kernels], color="lightgrey", label="before")
     axis.barh(names, [leaf.after[-1] for leaf in kernels], height=0.5, label="after")
     axis.invert_yaxis()
-    axis.set(xlabel="outputs", title="Width by layer")
+    axis.set(xlabel="outputs", xscale="log", title="Width by layer")
     axis.tick_params(axis="y", labelsize=8 if len(names) < 20 else 5)
     axis.legend()
 

@@ -26,6 +26,7 @@ def perceptron(*widths):
     return apply, params, x, jp.channel_groups(apply, params, x)
 
 
+@pytest.mark.slow  # and wants a quiet machine
 def test_what_costs_more_takes_longer():
     """Half of 1,024 groups takes half of the network along, half of 64 nearly as much."""
     apply, params, x, channels = perceptron(8, 1024, 64, 8)
