@@ -43,18 +43,23 @@ def save(outcome: Path, network: Tree, settings: str) -> None:
 
 def load(outcome: Path, like: Network) -> Network:
     """The outcome of a phase."""
-    loaded: Tree = ocp.load(str(outcome), _saved_shapes(outcome, abstract(like)))
+    loaded: Tree = ocp.load(str(outcome), _as_saved(outcome, abstract(like)))
     return loaded
 
 
-def _saved_shapes(outcome: Path, like: Tree) -> Tree:
-    """The same tree with the shapes that were saved: channels may have left."""
+def _as_saved(outcome: Path, like: Network) -> Tree:
+    """The same with the shapes that were saved, and masks of other leaves: channels may leave."""
     name = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
     saved = jax.tree_util.tree_leaves_with_path(ocp.metadata(str(outcome)).metadata)
     shapes = {name(path): leaf.shape for path, leaf in saved}
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: leaf.update(shape=shapes[name(path)]), like
-    )
+
+    def mask_of(path, weight):
+        shape = shapes.get(f"mask/{name(path)}")
+        return None if shape is None else weight.update(shape=shape, dtype=bool)
+
+    resized = lambda path, leaf: leaf.update(shape=shapes[name(path)])
+    masked = like._replace(mask=jax.tree_util.tree_map_with_path(mask_of, like.weights))
+    return jax.tree_util.tree_map_with_path(resized, masked)
 
 
 def history(experiment: Experiment, number: int) -> str:

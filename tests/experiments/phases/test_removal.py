@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 import jaxprune as jp
-from experiments import data, run
+from experiments import data, outcomes, run
 from experiments.phases import FineTune, PruneChannels, PruneMagnitudes, Regularize, Shrink
 from experiments.room import Room
-from tests.experiments.runs import outcome, rows, run_phases
+from tests.experiments.runs import initial, outcome, rows, run_phases
 
 pytestmark = pytest.mark.usefixtures("relaxed_promotion", "one_device")
 
@@ -55,6 +55,16 @@ def test_pruned_channels_of_other_masks_leave_too(tmp_path):
     assert sum(leaf.size for leaf in jax.tree.leaves(network.weights)) < FLOPS / 2
     assert result["size"]["after"]["parameters"] < FLOPS / 2
     assert outcome(tmp_path, "0-magnitude").mask["fc1"]["kernel"].shape == (64, 300)
+
+
+def test_masks_are_loaded_as_they_were_saved(tmp_path):
+    """Those of biases too, which a run begins without."""
+    network = initial()
+    outcomes.save(tmp_path / "network", network, "settings")
+    without = network._replace(mask=jax.tree.map(lambda _: None, network.mask))
+    jax.tree.map(
+        np.testing.assert_array_equal, outcomes.load(tmp_path / "network", without), network
+    )
 
 
 def test_the_penalty_is_of_what_leaves_together():
