@@ -1,5 +1,6 @@
 """How much smaller and faster a network became when channels left it."""
 
+import functools
 import statistics
 import time
 from typing import NamedTuple
@@ -32,13 +33,13 @@ class Leaf(NamedTuple):
 
 def leaves(before: Network, after: Network) -> list[Leaf]:
     """The leaves of the weights, in the tree's order."""
-    names = [layer.path for layer in jp.layers(jax.tree.map(_all_of, before.weights))]
-    shapes = ([leaf.shape for leaf in jax.tree.leaves(each.weights)] for each in (before, after))
-    return [Leaf(*row) for row in zip(names, *shapes, strict=True)]
-
-
-def _all_of(weight: jax.Array) -> jax.Array:
-    return jnp.ones(weight.shape, bool)
+    name = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
+    pairs = zip(
+        jax.tree_util.tree_leaves_with_path(before.weights),
+        jax.tree.leaves(after.weights),
+        strict=True,
+    )
+    return [Leaf(name(path), old.shape, new.shape) for (path, old), new in pairs]
 
 
 def sizes(before: Network, after: Network, room: Room) -> dict[str, Size]:

@@ -13,7 +13,7 @@ from orbax.checkpoint import v1 as ocp
 
 import jaxprune as jp
 from tests.networks import nets
-from tests.networks.test_modules import TRAINED, abstract, batch_norm, close, of_shapes, pruned
+from tests.networks.modules import TRAINED, abstract, batch_norm, close, of_shapes, pruned
 
 pytestmark = pytest.mark.usefixtures("relaxed_promotion")
 
