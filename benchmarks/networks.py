@@ -27,7 +27,7 @@ def shaken(params):
             return leaf
         if leaf.ndim < 2:
             return jnp.asarray(random.uniform(0.5, 1.5, leaf.shape), leaf.dtype)
-        fan = leaf.size // leaf.shape[-1]
+        fan = max(leaf.size // leaf.shape[-1], 1)
         return jnp.asarray(random.standard_normal(leaf.shape) * fan**-0.5, leaf.dtype)
 
     return jax.tree.map(new, params)

@@ -7,43 +7,19 @@ import equinox as eqx
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
+
+from benchmarks.networks import of_linen as linen
+from benchmarks.networks import of_nnx, shaken
 
 
 def normal(*shape, seed=0):
     return jax.random.normal(jax.random.key(seed), shape)
 
 
-def shaken(params):
-    """Parameters of the same shapes, none of them zero by its start; scales lie about one."""
-    random = np.random.default_rng(1)
-
-    def new(leaf):
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            return leaf
-        if leaf.ndim < 2:
-            return jnp.asarray(random.uniform(0.5, 1.5, leaf.shape), leaf.dtype)
-        fan = max(leaf.size // leaf.shape[-1], 1)
-        return jnp.asarray(random.normal(size=leaf.shape) * fan**-0.5, leaf.dtype)
-
-    return jax.tree.map(new, params)
-
-
 IMAGES = normal(2, 8, 8, 3)
 ROWS = normal(3, 5)
 WORDS = jnp.array([[1, 4, 2, 0, 7], [3, 3, 8, 1, 2]])
-
-
-def linen(model, inputs):
-    """All collections are parameters: batch statistics shrink with the rest."""
-    return model.apply, shaken(jax.eval_shape(model.init, jax.random.key(0), inputs)), inputs
-
-
-def of_nnx(model, inputs):
-    graph, params, rest = nnx.split(model, (nnx.Param, nnx.BatchStat), ...)
-    apply = lambda params, x: nnx.merge(graph, params, rest, copy=True)(x)
-    return apply, shaken(params), inputs
 
 
 class Small(nn.Module):
