@@ -126,26 +126,19 @@ def report(
     leaves, metric = shrinkage.leaves(first, network), room.task.metric
     sizes = {leaf.path: math.prod(leaf.before) for leaf in leaves}
     layers = [layer._replace(size=sizes[layer.path]) for layer in jp.layers(network.mask)]
-    value = float(room.test_metric(network.weights, network.rest))
-    result = {"metric": metric._asdict(), metric.name: value}
-    if experiment.holdout:
-        found = room.heldout_metric(network.weights, network.rest)
-        result[f"heldout_{metric.name}"] = float(found)
-    kept, weights = sum(layer.kept for layer in layers), sum(layer.size for layer in layers)
     shrunk = any(leaf.before != leaf.after for leaf in leaves)
     findings = {} if shrunk else room.task.findings(experiment.model, network.mask)
+    size = shrinkage.sizes(first, network, room) if shrunk else {}
+    result = measured(experiment, network, room, log)
+    kept, weights = sum(layer.kept for layer in layers), sum(layer.size for layer in layers)
     result |= {
         "kept": kept,
         "weights": weights,
         "dense_parameters": sum(sizes.values()) - weights,
         "density_by_layer": {layer.path: layer.density for layer in layers},
-        "seconds": sum(row["seconds"] for row in log.rows),
-        "problems": log.problems(),
-        "experiment": dataclasses.asdict(experiment),
         **findings,
     }
     table = jp.table(network.mask)
-    size = shrinkage.sizes(first, network, room) if shrunk else {}
     if shrunk:
         result["size"] = {when: each._asdict() for when, each in size.items()}
         table += f"\n\n{shrinkage.table(leaves)}"
@@ -153,7 +146,8 @@ def report(
     (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
     figures.run_picture(log.rows, layers, leaves, metric, folder / "picture.png")
     print(table)
-    print(f"test {metric.name} {metric.text(value)} with {kept:,} of {weights:,} weights")
+    value = metric.text(result[metric.name])
+    print(f"test {metric.name} {value} with {kept:,} of {weights:,} weights")
     for name, found in findings.items():
         print(f"{name}: {found}")
     for when, each in size.items():
@@ -161,6 +155,22 @@ def report(
     for name in ("table.txt", "picture.png", "metrics.jsonl", "result.json"):
         print(folder / name)
     return result
+
+
+def measured(experiment: Experiment, network: Network, room: Room, log: Log) -> dict:
+    """How good the network is, how long it took and what went wrong."""
+    metric = room.task.metric
+    values = {metric.name: float(room.test_metric(network.weights, network.rest))}
+    if experiment.holdout:
+        found = room.heldout_metric(network.weights, network.rest)
+        values[f"heldout_{metric.name}"] = float(found)
+    return {
+        "metric": metric._asdict(),
+        **values,
+        "seconds": sum(row["seconds"] for row in log.rows),
+        "problems": log.problems(),
+        "experiment": dataclasses.asdict(experiment),
+    }
 
 
 # The command line -------------------------------------------------------------------------------
