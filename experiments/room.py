@@ -3,52 +3,47 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import AxisType, NamedSharding
 
 import jaxprune as jp
 from experiments import data
+from experiments.devices import Devices
 from experiments.phases.base import Network
 from experiments.tasks import Tree
 from experiments.usage import UsageError
 
-_EVALUATION_BATCH = 1000
-
 
 class Room:
-    """Calls the model for a task; records lie on all devices, which share each batch."""
+    """Calls the model for a task on the records of a data set."""
 
-    def __init__(self, graph: nnx.GraphDef, dataset: data.Dataset, holdout: int = 0):
+    def __init__(
+        self,
+        graph: nnx.GraphDef,
+        dataset: data.Dataset,
+        holdout: int = 0,
+        devices: Devices | None = None,
+    ):
         dataset, heldout = data.holdout(dataset, holdout)
-        mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
-        self.split_by_record = NamedSharding(mesh, jax.P("data"))
-        self.on_all = NamedSharding(mesh, jax.P())
         self.graph, self.task = graph, dataset.task
-        self.train, self.test = self.replicated((dataset.train, dataset.test))
-        self.heldout = self.replicated(heldout)
-        self._scores = jax.jit(self._scores_of)
+        self.devices = devices = devices or Devices.all()
+        self.train: data.Source = data.Held(dataset.train, devices)
+        self.test: data.Source = data.Held(dataset.test, devices)
+        self.heldout: data.Source = data.Held(heldout, devices)
+        self.test_scores = self.test.scorer(self._scores)
+        self._heldout_scores = self.heldout.scorer(self._scores)
 
     def check(self, phase: Any) -> None:
         """Raises a UsageError if the phase can't train on these records and devices."""
-        count, devices = data.count(self.train), self.on_all.mesh.size
+        count, devices = self.train.count, self.devices.sharing
         if phase.batch < 1 or phase.batch % devices or phase.batch > count:
             raise UsageError(
                 f"{phase.name}: the batch of {phase.batch} must be positive, divide by the "
                 f"{devices} devices and be at most the {count} training records"
             )
-        if phase.needs_heldout and not data.count(self.heldout):
+        if phase.needs_heldout and not self.heldout.count:
             raise UsageError(
                 f"{phase.name}: choosing among sampled masks needs held-out records: set --holdout"
             )
-
-    def replicated(self, tree: Tree) -> Tree:
-        """The tree on every device."""
-        return jax.device_put(tree, self.on_all)
-
-    def test_scores(self, weights: Tree, rest: Tree) -> jax.Array:
-        """The scores of the test records; the task's metric is their mean."""
-        return self._scores(weights, rest, self.test)
 
     def test_metric(self, weights: Tree, rest: Tree) -> jax.Array:
         """The task's metric on the test records."""
@@ -56,11 +51,11 @@ class Room:
 
     def heldout_metric(self, weights: Tree, rest: Tree) -> jax.Array:
         """The task's metric on the held-out training records."""
-        return self._scores(weights, rest, self.heldout).mean()
+        return self._heldout_scores(weights, rest).mean()
 
     def calibration(self, count: int, batch: int) -> list[Tree]:
         """Inputs of the model from the first training records, in whole batches."""
-        inputs = self.task.inputs(jax.tree.map(lambda array: array[:count], self.train))
+        inputs = self.task.inputs(self.train.first(count))
         return [
             jax.tree.map(lambda array, end=end: array[end - batch : end], inputs)
             for end in range(batch, data.count(inputs) + 1, batch)
@@ -68,7 +63,7 @@ class Room:
 
     def example(self) -> Tree:
         """Inputs of the model from one training record."""
-        return self.task.inputs(jax.tree.map(lambda array: array[:1], self.train))
+        return self.task.inputs(self.train.first(1))
 
     def outputs(self, params: Tree, inputs: Tree) -> jax.Array:
         """Outputs of the model as a function of a network's `parameters`."""
@@ -86,10 +81,6 @@ class Room:
         outputs = self.task.outputs(model, inputs, train=train)
         return outputs, nnx.split(model, nnx.Param, ...)[2]
 
-    def batch(self, records: Tree, indices: jax.Array, key: jax.Array) -> Tree:
-        """A training batch, each device with its part."""
-        return self.task.batch(self._gathered(records, indices), key)
-
     def loss(self, weights: Tree, rest: Tree, batch: Tree) -> tuple[jax.Array, Tree]:
         """The mean loss, and the rest of the model after seeing the batch."""
         model = self._model(weights, rest)
@@ -99,17 +90,6 @@ class Room:
     def _model(self, weights, rest):
         return nnx.merge(self.graph, weights, rest, copy=True)
 
-    def _gathered(self, records, indices):
-        of_array = lambda array: jax.lax.with_sharding_constraint(
-            array[indices], self.split_by_record
-        )
-        return jax.tree.map(of_array, records)
-
-    def _scores_of(self, weights, rest, records):
-        model = self._model(weights, rest)
-        count, devices = data.count(records), self.on_all.mesh.size
-        size = devices * -(-min(_EVALUATION_BATCH, count) // devices)
-        batches = jnp.arange(-(-count // size) * size).reshape(-1, size)
-        # Indices past the last record clamp to it, and don't count.
-        of_batch = lambda indices: self.task.scores(model, self._gathered(records, indices))
-        return jax.lax.map(of_batch, batches).ravel()[:count].astype(jnp.float32)
+    def _scores(self, weights, rest, records):
+        """A number a record, which the task's metric is the mean of."""
+        return self.task.scores(self._model(weights, rest), records)

@@ -65,7 +65,7 @@ def run(
     network, graph = initial_network(experiment.model, dataset.task, jax.random.fold_in(key, 0))
     room = Room(graph, dataset, experiment.holdout)
     check(experiment, network, room)
-    first = network = room.replicated(network)
+    first = network = room.devices.replicated(network)
     outcomes.claim(folder, experiment)
     log = Log(folder / "metrics.jsonl", dataset.task.metric)
     if reuse:
@@ -107,7 +107,7 @@ def check(experiment: Experiment, network: Network, room: Room) -> None:
     for phase in experiment.phases:
         if phase.epochs:
             room.check(phase)
-            steps = training.Steps.of(phase, data.count(room.train), experiment)
+            steps = training.Steps.of(phase, room.train.count, experiment)
             try:
                 jax.eval_shape(functools.partial(_begun, phase, network, experiment, steps, room))
             except ValueError as error:

@@ -47,14 +47,15 @@ def train(
 ) -> Network:
     """Trains the phase from its last checkpoint, or from `network`, to its end."""
     order_key, draw_key, end_key = jax.random.split(key, 3)
-    steps = Steps.of(phase, data.count(room.train), experiment)
+    steps = Steps.of(phase, room.train.count, experiment)
     optimizer = phase.links(network, experiment.sparsity, steps.total, room)
-    programs = compiled(phase, optimizer, room, steps, order_key)
+    feed = room.train.feed(phase.batch, order_key)
+    programs = compiled(phase, optimizer, room, feed, steps)
     params = phase.begin(network, experiment.sparsity)
-    state = room.replicated(first_state(params, network.rest, optimizer, draw_key))
+    state = room.devices.replicated(first_state(params, network.rest, optimizer, draw_key))
     with saved as checkpoints:
         state = checkpoints.latest(state)
-        state = loop(state, network.mask, room, steps, programs, log, checkpoints)
+        state = loop(state, network.mask, room, feed, steps, programs, log, checkpoints)
 
     def score(weights: Tree) -> jax.Array:
         found = room.heldout_metric(weights, state.rest)
@@ -70,7 +71,6 @@ def train(
 class Steps(NamedTuple):
     """The steps of a phase, and those after which the host does something."""
 
-    batch: int
     in_epoch: int
     total: int
     in_call: int
@@ -82,13 +82,11 @@ class Steps(NamedTuple):
         in_epoch = records // phase.batch
         total = phase.epochs * in_epoch
         marks = evaluation_marks(total, experiment.evaluations)
-        return cls(phase.batch, in_epoch, total, experiment.steps_per_call, marks)
+        return cls(in_epoch, total, experiment.steps_per_call, marks)
 
     def next_stop(self, step: int) -> int:
         """How far the device can run by itself."""
-        next_mark = min(mark for mark in self.marks if mark > step)
-        next_epoch = (step // self.in_epoch + 1) * self.in_epoch
-        return min(step + self.in_call, next_epoch, next_mark)
+        return min(step + self.in_call, *(mark for mark in self.marks if mark > step))
 
 
 def evaluation_marks(steps: int, evaluations: int) -> dict[int, int]:
@@ -103,36 +101,28 @@ def evaluation_marks(steps: int, evaluations: int) -> dict[int, int]:
 class Programs(NamedTuple):
     """What runs on the device, each compiled once for a phase.
 
-    `run_until(state, records, order, last)` gives the state at that step, and a copy of its loss to
-    wait for; `order(epoch)` the records of each batch; `current(state, mask)` the weights to
-    evaluate and the sparsity of their mask.
+    `run_until(state, payload, last)` gives the state at that step, and a copy of its loss to wait
+    for; `current(state, mask)` the weights to evaluate and the sparsity of their mask.
     """
 
     run_until: Callable[..., tuple[State, jax.Array]]
-    order: Callable[[int], jax.Array]
     current: Callable[[State, Tree], tuple[Tree, jax.Array]]
 
 
 def compiled(
-    phase: Any, optimizer: optax.GradientTransformation, room: Room, steps: Steps, order_key
+    phase: Any, optimizer: optax.GradientTransformation, room: Room, feed: data.Feed, steps: Steps
 ) -> Programs:
     """The programs of a phase."""
-    one_step = functools.partial(_one_step, phase, optimizer, room, steps)
+    one_step = functools.partial(_one_step, phase, optimizer, room, feed, steps)
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def run_until(state: State, records: Tree, order: jax.Array, last):
+    def run_until(state: State, payload: Tree, last):
         if steps.in_call == 1:  # XLA's CPU compiler is slow at convolutions inside loops
-            state = one_step(state, records, order)
+            state = one_step(payload, state)
         else:
-            state = jax.lax.while_loop(
-                lambda state: state.step < last, lambda s: one_step(s, records, order), state
-            )
+            more = lambda state: state.step < last
+            state = jax.lax.while_loop(more, functools.partial(one_step, payload), state)
         return state, jnp.copy(state.loss)
-
-    @jax.jit
-    def order(epoch):
-        key = jax.random.fold_in(order_key, epoch)
-        return data.epoch_batches(key, data.count(room.train), steps.batch)
 
     @jax.jit
     def current(state: State, mask: Tree):
@@ -140,12 +130,12 @@ def compiled(
         weights, mask = phase.current(state.params, mask, key)
         return weights, jp.sparsity(mask)
 
-    return Programs(run_until, order, current)
+    return Programs(run_until, current)
 
 
-def _one_step(phase, optimizer, room, steps, state: State, records, order: jax.Array) -> State:
+def _one_step(phase, optimizer, room, feed, steps, payload: Tree, state: State) -> State:
     batch_key, draw_key = jax.random.split(jax.random.fold_in(state.key, state.step))
-    batch = room.batch(records, order[state.step % steps.in_epoch], batch_key)
+    batch = room.task.batch(feed.records(payload, state.step), batch_key)
     loss_of = lambda weights, rest: room.loss(weights, rest, batch)
     progress = state.step / steps.total
     loss, rest, grads = phase.gradients(state.params, state.rest, loss_of, draw_key, progress)
@@ -175,6 +165,7 @@ def loop(
     state: State,
     mask: Tree,
     room: Room,
+    feed: data.Feed,
     steps: Steps,
     programs: Programs,
     log: PhaseLog,
@@ -182,13 +173,11 @@ def loop(
 ) -> State:
     """Runs the phase from a state to its last step."""
     step = log.resume(int(state.step), steps.total)
-    order, running = None, None
+    running = None
     while step < steps.total:
-        if order is None or step % steps.in_epoch == 0:
-            order = programs.order(step // steps.in_epoch)
-        step = steps.next_stop(step)
-        before = running
-        state, running = programs.run_until(state, room.train, order, step)
+        payload, before = feed.payload(step), running
+        step = min(steps.next_stop(step), feed.serves_until(step))
+        state, running = programs.run_until(state, payload, step)
         jax.block_until_ready(before)  # the host stays one call ahead, no more
         if log.report_is_due():
             log.report(int(state.step))

@@ -5,10 +5,21 @@ import os
 from typing import Any
 
 from experiments.data import cifar, digits, imagenet, mnist
-from experiments.data.records import Dataset, count, epoch_batches, holdout
+from experiments.data.records import Dataset, count, holdout
+from experiments.data.sources import Feed, Held, Source
 from experiments.usage import UsageError, check_type, nearest
 
-__all__ = ["Dataset", "check", "count", "epoch_batches", "holdout", "load", "options"]
+__all__ = [
+    "Dataset",
+    "Feed",
+    "Held",
+    "Source",
+    "check",
+    "count",
+    "holdout",
+    "load",
+    "options",
+]
 
 _LOADERS = {
     "digits": digits.load,

@@ -1,9 +1,7 @@
 """Records held in memory, whatever they are: a tree of arrays whose first axis counts them.
 
-A set is read once into NumPy arrays. A training loop puts them on the device, and its jitted step
-picks a row of `epoch_batches` and gathers those records. No input pipeline runs beside the device,
-and the order of the batches depends on nothing but a key, so a resumed run sees the batches it
-would have seen.
+A set is read once into NumPy arrays. The order of its batches depends on nothing but a key, so a
+resumed run sees the batches it would have seen.
 """
 
 from typing import Any, NamedTuple, TypeAlias

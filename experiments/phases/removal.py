@@ -104,4 +104,4 @@ class Shrink(OneShot):
         )
         if different:
             raise RuntimeError(f"{self.name}: {different} test records are scored differently")
-        return room.replicated(shrunk)
+        return room.devices.replicated(shrunk)

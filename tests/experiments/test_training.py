@@ -1,10 +1,7 @@
 """When what happens in a phase, and what is compiled for it."""
 
 import dataclasses
-import types
 
-import jax
-import numpy as np
 import pytest
 
 from experiments import training
@@ -28,16 +25,6 @@ def test_calls_end_where_the_host_has_something_to_do(in_call, stops):
         step = steps.next_stop(step)
         found.append(step)
     assert found == [*stops]
-
-
-def test_each_epoch_has_an_order_of_its_own():
-    room = types.SimpleNamespace(train=np.zeros(256))
-    phase = Dense(2, batch=64)
-    steps = training.Steps.of(phase, 256, SMALL)
-    programs = training.compiled(phase, None, room, steps, jax.random.key(0))
-    first, second, again = (np.asarray(programs.order(epoch)) for epoch in (0, 1, 0))
-    assert sorted(first.ravel()) == sorted(second.ravel()) == [*range(256)]
-    assert (first == again).all() and (first != second).any()
 
 
 TRACED = []

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import pytest
 
 from experiments import data
+from experiments.data.records import epoch_batches
 from experiments.usage import UsageError
 
 
@@ -31,7 +32,7 @@ def test_holdout_leaves_records_to_train_on(held):
 
 @pytest.mark.parametrize(("count", "batch"), [(12, 4), (13, 4), (5, 5), (7, 1)])
 def test_epoch_batches_are_a_permutation_cut_to_whole_batches(count, batch):
-    batches = data.epoch_batches(jax.random.key(0), count, batch)
+    batches = epoch_batches(jax.random.key(0), count, batch)
     assert batches.shape == (count // batch, batch)
     assert batches.dtype == jnp.int32
     indices = batches.ravel().tolist()
@@ -40,8 +41,8 @@ def test_epoch_batches_are_a_permutation_cut_to_whole_batches(count, batch):
 
 
 def test_epoch_batches_depend_on_the_key_alone():
-    draw = jax.jit(data.epoch_batches, static_argnums=(1, 2))
-    first, again = draw(jax.random.key(3), 100, 10), data.epoch_batches(jax.random.key(3), 100, 10)
+    draw = jax.jit(epoch_batches, static_argnums=(1, 2))
+    first, again = draw(jax.random.key(3), 100, 10), epoch_batches(jax.random.key(3), 100, 10)
     chex.assert_trees_all_equal(first, again)
     assert jnp.any(first != draw(jax.random.key(4), 100, 10))
 
@@ -49,4 +50,4 @@ def test_epoch_batches_depend_on_the_key_alone():
 @pytest.mark.parametrize("batch", [0, 11])
 def test_epoch_batches_refuse_a_batch_that_does_not_fit(batch):
     with pytest.raises(ValueError, match=f"between 1 and the 10 records, got {batch}"):
-        data.epoch_batches(jax.random.key(0), 10, batch)
+        epoch_batches(jax.random.key(0), 10, batch)

@@ -1,0 +1,121 @@
+"""Where records come from in a run, and how they reach the step that trains on them.
+
+A `Source` serves training through a `Feed`: before each call of the compiled program the host hands
+out a payload, from which the program takes the records of one or more steps. Which records a step
+sees is a function of a key and the step's number alone, so a resumed run sees what it would have
+seen. `Held` keeps all records on the devices: a payload is all of them and the order of an epoch.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from experiments.data.records import Records, count, epoch_batches
+from experiments.devices import Devices
+
+Payload: TypeAlias = Any
+
+_EVALUATION_BATCH = 1000
+
+
+class Feed(Protocol):
+    """The records of a phase, batch by batch."""
+
+    def payload(self, step: int) -> Payload:
+        """What the program needs to go on from a step; asked for in rising order of steps."""
+        ...
+
+    def serves_until(self, step: int) -> int:
+        """The step that a payload for `step` is good for, exclusively."""
+        ...
+
+    def records(self, payload: Payload, step: jax.Array) -> Records:
+        """The records of one step, shared among the devices; inside `jax.jit`."""
+        ...
+
+
+class Source(Protocol):
+    """Records of one split."""
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        ...
+
+    def feed(self, batch: int, key: jax.Array) -> Feed:
+        """Endless batches in random order, each record once an epoch."""
+        ...
+
+    def scorer(self, scores_of: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+        """The function of arguments that gives `scores_of(*arguments, records)` of all records."""
+        ...
+
+    def first(self, number: int) -> Records:
+        """The first records, on every device."""
+        ...
+
+
+class Held:
+    """Records that lie on every device."""
+
+    def __init__(self, records: Records, devices: Devices):
+        self._records, self._devices = devices.replicated(records), devices
+        self.count = count(records)
+
+    def feed(self, batch: int, key: jax.Array) -> "HeldFeed":
+        """Each epoch has an order of its own."""
+        return HeldFeed(self._records, self._devices, batch, key)
+
+    def scorer(self, scores_of: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+        """One program for all records, in batches that the devices share."""
+        devices = self._devices
+
+        @jax.jit
+        def scores(records, *arguments):
+            size = devices.sharing * -(-min(_EVALUATION_BATCH, self.count) // devices.sharing)
+            # Indices past the last record clamp to it, and don't count.
+            batches = jnp.arange(-(-self.count // size) * size).reshape(-1, size)
+            of_batch = lambda indices: scores_of(*arguments, _picked(records, indices, devices))
+            return jax.lax.map(of_batch, batches).ravel()[: self.count].astype(jnp.float32)
+
+        return lambda *arguments: scores(self._records, *arguments)
+
+    def first(self, number: int) -> Records:
+        """The first records."""
+        return jax.tree.map(lambda array: array[:number], self._records)
+
+
+class HeldFeed:
+    """Batches of records that lie on every device."""
+
+    def __init__(self, records: Records, devices: Devices, batch: int, key: jax.Array):
+        self._records, self._devices = records, devices
+        self._in_epoch = count(records) // batch
+        self._epoch = None
+        self._order_of = jax.jit(
+            lambda epoch: epoch_batches(jax.random.fold_in(key, epoch), count(records), batch)
+        )
+
+    def payload(self, step: int) -> Payload:
+        """All records, and the order of the step's epoch."""
+        if self._epoch != step // self._in_epoch:
+            self._epoch = step // self._in_epoch
+            self._order = self._order_of(self._epoch)
+        return self._records, self._order
+
+    def serves_until(self, step: int) -> int:
+        """The end of the epoch."""
+        return (step // self._in_epoch + 1) * self._in_epoch
+
+    def records(self, payload: Payload, step: jax.Array) -> Records:
+        """Those that the order has for this step."""
+        records, order = payload
+        return _picked(records, order[step % self._in_epoch], self._devices)
+
+
+def _picked(records: Records, indices: jax.Array, devices: Devices) -> Records:
+    """Some of the records, each device with its part."""
+    pick = lambda array: jax.lax.with_sharding_constraint(array[indices], devices.by_record)
+    return jax.tree.map(pick, records)
