@@ -10,7 +10,9 @@ from typing import Any
 
 from experiments import data
 from experiments.phases import OneShot
-from experiments.usage import UsageError, check_type, fits, nearest
+from experiments.usage import UsageError, check_pattern, check_type, fits, nearest
+
+_LEAST = {"seed": 0, "evaluations": 1, "steps_per_call": 1, "shard_from": 0}
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -23,7 +25,10 @@ class Experiment:
     records (None: all), `holdout` how many of them are kept apart to choose masks and settings by,
     `evaluations` how many times each phase is evaluated on the test records, `dataset_options` what
     the data set lets one choose. `steps_per_call` steps run on the device before the host is asked
-    for more: of use where a step takes less than a millisecond.
+    for more: of use where a step takes less than a millisecond. On several devices leaves of at
+    least `shard_from` entries are sharded; `model_axes` names the axis of a leaf that devices along
+    `model` share, for regular expressions that are searched for in its path, such as
+    {"(query|up)/kernel": -1, "(out|down)/kernel": -2}.
 
     Raises:
         UsageError: a value of the wrong type or out of range.
@@ -39,6 +44,8 @@ class Experiment:
     evaluations: int = 20
     steps_per_call: int = 1
     dataset_options: dict = dataclasses.field(default_factory=dict)
+    model_axes: dict = dataclasses.field(default_factory=dict)
+    shard_from: int = 2**16
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -48,9 +55,12 @@ class Experiment:
                 f"sparsity must lie in [0, 1], got {self.sparsity}: give a fraction, not a "
                 "percentage"
             )
-        for name, least in (("seed", 0), ("evaluations", 1), ("steps_per_call", 1)):
+        for name, least in _LEAST.items():
             if getattr(self, name) < least:
                 raise UsageError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        for text, axis in self.model_axes.items():
+            check_pattern("model_axes", text)
+            check_type(f"model_axes[{text!r}]", axis, int)
         for phase in self.phases:
             if not isinstance(phase, OneShot) and phase.epochs < 1:
                 raise UsageError(f"{phase.name}: epochs must be at least 1, got {phase.epochs}")

@@ -1,19 +1,39 @@
 """What is said and written while a run trains: progress, evaluations, problems."""
 
 import json
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
+from experiments import processes
 from experiments.tasks import Metric
 
 _SECONDS_BETWEEN_REPORTS = 10.0
+_LONG_SECONDS = 5.0
+
+
+@contextmanager
+def announced(what: str) -> Iterator[None]:
+    """Says what is being done if it takes more than some seconds, and then how long it took."""
+    say = lambda text: print(f"{what} {text}", flush=True)
+    timer, start = threading.Timer(_LONG_SECONDS, say, ["..."]), time.monotonic()
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+    seconds = time.monotonic() - start
+    if seconds > _LONG_SECONDS:
+        say(f"took {seconds:.0f} s")
 
 
 class Log:
     """The evaluations of a run, as rows in memory and lines of a file."""
 
     def __init__(self, path: Path, metric: Metric):
-        path.parent.mkdir(parents=True, exist_ok=True)
         self.path, self.metric = path, metric
         self.rows = rows_of(path)
 
@@ -24,15 +44,14 @@ class Log:
     def keep(self, rows: list[dict]) -> None:
         """Replaces all rows, at one stroke."""
         self.rows = rows
-        partial = self.path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        partial.replace(self.path)
+        processes.write(self.path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def append(self, row: dict) -> None:
         """Adds a row."""
         self.rows.append(row)
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        if processes.is_main():
+            with self.path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
 
     def problems(self) -> list[str]:
         """What the links of all phases have noticed, each once."""
@@ -61,7 +80,19 @@ class PhaseLog:
         self.steps = steps
         self.evaluated = self.reported = time.monotonic()
         self.reported_step = step
+        self.compiled = False
         return step
+
+    def dispatch(self) -> AbstractContextManager:
+        """Around each call of the step, the first of which compiles it."""
+        return nullcontext() if self.compiled else self._compiling()
+
+    @contextmanager
+    def _compiling(self):
+        self.compiled = True
+        with announced(f"{self.name}: compiling the step"):
+            yield
+        self.reported = time.monotonic()  # the rate is that of steps alone
 
     def report_is_due(self) -> bool:
         """Whether the last report was some time ago."""
@@ -98,6 +129,12 @@ class PhaseLog:
         for problem in problems:
             if f"{self.name}: {problem}" not in known:
                 self._say(f"problem: {problem}")
+
+    def stopped(self, step: int) -> None:
+        """Says that a signal has ended the run, and that nothing is lost."""
+        self._say(
+            f"stopped at step {step:,} of {self.steps:,}; the same command goes on from there"
+        )
 
     def _say(self, text: str) -> None:
         print(f"{self.name}: {text}", flush=True)

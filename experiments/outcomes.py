@@ -1,23 +1,35 @@
-"""The folder of a run: whose it is, and the outcomes of phases that it holds or takes over."""
+"""The folder of a run: whose it is, and the outcomes of phases that it holds or takes over.
+
+Process 0 alone changes it, but for weights, of which each process writes what it holds.
+"""
 
 import dataclasses
-import functools
 import shutil
 from pathlib import Path
 
 import jax
 from orbax.checkpoint import v1 as ocp
 
+from experiments import processes
+from experiments.checkpoints import another_network, leaf_name, shapes
+from experiments.devices import Devices
 from experiments.experiment import Experiment
 from experiments.log import Log, rows_of
 from experiments.phases.base import Network, Tree
-from experiments.training import abstract
 from experiments.usage import UsageError
 
 
 def claim(folder: Path, experiment: Experiment) -> None:
     """Makes the folder this experiment's, or raises a UsageError if it is another's."""
     settings = folder / "settings.txt"
+    processes.by_main(lambda: _claim(folder, settings, experiment))
+    if not processes.all_of(settings.exists()):
+        raise UsageError(
+            f"{folder} isn't the same folder for all processes: choose an --out that they share"
+        )
+
+
+def _claim(folder: Path, settings: Path, experiment: Experiment) -> None:
     if settings.exists() and settings.read_text() != repr(experiment):
         raise UsageError(
             f"{folder} holds a run with other settings ({settings.name}): choose another --out, or "
@@ -25,7 +37,7 @@ def claim(folder: Path, experiment: Experiment) -> None:
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        settings.write_text(repr(experiment))
+        processes.write(settings, repr(experiment))
     except OSError as error:
         raise UsageError(f"--out: {error}") from error
 
@@ -37,27 +49,34 @@ def outcome_name(experiment: Experiment, number: int) -> str:
 
 def save(outcome: Path, network: Tree, settings: str) -> None:
     """Keeps the outcome of a phase and the settings that led to it."""
-    outcome.with_suffix(".txt").write_text(settings)
+    processes.write(outcome.with_suffix(".txt"), settings)
     ocp.save(str(outcome), network)
 
 
-def load(outcome: Path, like: Network) -> Network:
-    """The outcome of a phase."""
-    loaded: Tree = ocp.load(str(outcome), _as_saved(outcome, abstract(like)))
+def load(outcome: Path, like: Network, devices: Devices) -> Network:
+    """The outcome of a phase.
+
+    Raises:
+        UsageError: a leaf of the network is missing there, or has other axes.
+    """
+    loaded: Tree = ocp.load(str(outcome), devices.described(_as_saved(outcome, like)))
     return loaded
 
 
 def _as_saved(outcome: Path, like: Network) -> Tree:
     """The same with the shapes that were saved, and masks of other leaves: channels may leave."""
-    name = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
-    saved = jax.tree_util.tree_leaves_with_path(ocp.metadata(str(outcome)).metadata)
-    shapes = {name(path): leaf.shape for path, leaf in saved}
+    saved = shapes(ocp.metadata(str(outcome)).metadata)
+
+    def resized(path, leaf):
+        shape = saved.get(leaf_name(path))
+        if shape is None or len(shape) != leaf.ndim:
+            raise another_network(outcome, leaf_name(path), shape, leaf.shape)
+        return jax.ShapeDtypeStruct(shape, leaf.dtype)
 
     def mask_of(path, weight):
-        shape = shapes.get(f"mask/{name(path)}")
-        return None if shape is None else weight.update(shape=shape, dtype=bool)
+        shape = saved.get(f"mask/{leaf_name(path)}")
+        return None if shape is None else jax.ShapeDtypeStruct(shape, bool)
 
-    resized = lambda path, leaf: leaf.update(shape=shapes[name(path)])
     masked = like._replace(mask=jax.tree_util.tree_map_with_path(mask_of, like.weights))
     return jax.tree_util.tree_map_with_path(resized, masked)
 
@@ -69,6 +88,10 @@ def history(experiment: Experiment, number: int) -> str:
 
 def take_over(experiment: Experiment, folder: Path, log: Log, reuse: Path) -> None:
     """Copies the outcomes, and the log, of the first phases from runs that have finished them."""
+    processes.by_main(lambda: _take_over(experiment, folder, log, reuse))
+
+
+def _take_over(experiment: Experiment, folder: Path, log: Log, reuse: Path) -> None:
     for number in range(len(experiment.phases)):
         name = outcome_name(experiment, number)
         wanted = history(experiment, number)
@@ -83,5 +106,5 @@ def take_over(experiment: Experiment, folder: Path, log: Log, reuse: Path) -> No
         rows = rows_of(found.parent / log.path.name)
         log.keep([*log.rows, *(row for row in rows if row["number"] == number)])
         shutil.copytree(found, folder / f"{name}.partial", dirs_exist_ok=True)
-        (folder / f"{name}.txt").write_text(wanted)
+        processes.write(folder / f"{name}.txt", wanted)
         (folder / f"{name}.partial").rename(folder / name)

@@ -84,7 +84,8 @@ class Room:
     def loss(self, weights: Tree, rest: Tree, batch: Tree) -> tuple[jax.Array, Tree]:
         """The mean loss, and the rest of the model after seeing the batch."""
         model = self._model(weights, rest)
-        loss = self.task.loss(model, batch)
+        with self.devices.in_model():
+            loss = self.task.loss(model, batch)
         return loss, nnx.split(model, nnx.Param, ...)[2]
 
     def _model(self, weights, rest):
@@ -92,4 +93,5 @@ class Room:
 
     def _scores(self, weights, rest, records):
         """A number a record, which the task's metric is the mean of."""
-        return self.task.scores(self._model(weights, rest), records)
+        with self.devices.in_model():
+            return self.task.scores(self._model(weights, rest), records)

@@ -8,7 +8,8 @@
 The folder of a run holds settings.txt, metrics.jsonl (a line for each evaluation), table.txt,
 picture.png, result.json, the outcome of each phase (weights, rest and mask, and the settings that
 led to them) and, while it runs, checkpoints. A run that was killed, at any moment, continues under
-the same command to the same bits. All devices share each batch.
+the same command to the same bits. All devices share each batch and what is trained: --mesh says
+how. On many hosts the command is started on each, with an --out that they share.
 """
 
 import argparse
@@ -17,16 +18,27 @@ import functools
 import json
 import math
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 from flax import nnx
 
 import jaxprune as jp
-from experiments import data, figures, outcomes, shrinkage, training
+from experiments import (
+    checkpoints,
+    data,
+    figures,
+    outcomes,
+    processes,
+    shrinkage,
+    training,
+)
+from experiments.devices import Devices
 from experiments.experiment import Experiment, definitions, with_epochs, with_setting
-from experiments.log import Log
+from experiments.log import Log, announced
 from experiments.phases import Network
 from experiments.room import Room
 from experiments.tasks import Task
@@ -36,18 +48,21 @@ from experiments.usage import Parser, UsageError, exit_with_one_line
 def main(arguments: Sequence[str] | None = None) -> dict:
     """Runs the command line; returns what is written to result.json."""
     flags = parse(arguments)
+    if arguments is None:  # a command of its own, which has not used JAX yet
+        processes.start(flags.coordinator, flags.processes, flags.process)
     experiment = configured(flags)
     if flags.reuse and not Path(flags.reuse).is_dir():
         raise UsageError(f"--reuse: there is no folder {flags.reuse}")
-    dataset = data.load(
-        experiment.dataset,
-        flags.data_dir,
-        cache_dir=flags.cache_dir,
-        limit=experiment.limit,
-        **experiment.dataset_options,
-    )
+    with announced(f"reading {experiment.dataset}"):
+        dataset = data.load(
+            experiment.dataset,
+            flags.data_dir,
+            cache_dir=flags.cache_dir,
+            limit=experiment.limit,
+            **experiment.dataset_options,
+        )
     folder = Path(flags.out or f"runs/{describe(flags, experiment)}").absolute()
-    return run(experiment, dataset, folder, flags.checkpoint_seconds, flags.reuse)
+    return run(experiment, dataset, folder, flags.checkpoint_seconds, flags.reuse, flags.mesh)
 
 
 def run(
@@ -56,26 +71,36 @@ def run(
     folder: Path,
     checkpoint_seconds: float = 60.0,
     reuse: str | Path | None = None,
+    mesh: str | None = None,
 ) -> dict:
     """Runs all phases in `folder` and leaves table, picture and result there.
 
     Phases that a run beneath the folder `reuse` has finished with the same settings are copied.
+    `mesh` is how the devices share the work, such as data:4,model:2; by default all along `data`.
     """
-    key = jax.random.key(experiment.seed)
-    network, graph = initial_network(experiment.model, dataset.task, jax.random.fold_in(key, 0))
-    room = Room(graph, dataset, experiment.holdout)
+    rules = {"model_axes": experiment.model_axes, "shard_from": experiment.shard_from}
+    devices = Devices.of(mesh, **rules) if mesh else Devices.all(**rules)
+    key = devices.made(jax.random.key, experiment.seed)
+    network, graph = devices.made(
+        functools.partial(initial_network, experiment.model, dataset.task),
+        jax.random.fold_in(key, 0),
+    )
+    room = Room(graph, dataset, experiment.holdout, devices)
     check(experiment, network, room)
-    first = network = room.devices.replicated(network)
     outcomes.claim(folder, experiment)
     log = Log(folder / "metrics.jsonl", dataset.task.metric)
     if reuse:
         outcomes.take_over(experiment, folder, log, Path(reuse).absolute())
 
+    first = network
     for number, phase in enumerate(experiment.phases):
+        if processes.asked_to_stop():
+            sys.exit(processes.STOPPED)
         outcome = folder / outcomes.outcome_name(experiment, number)
-        checkpoints = folder / f"checkpoints-{number}-{phase.name}"
-        if outcome.exists():
-            network = outcomes.load(outcome, network)
+        of_phase = folder / f"checkpoints-{number}-{phase.name}"
+        finished = processes.agreed(outcome.exists())
+        if finished:
+            network = outcomes.load(outcome, network, devices)
         elif phase.epochs:
             network = training.train(
                 phase,
@@ -84,13 +109,15 @@ def run(
                 room,
                 jax.random.fold_in(key, number + 1),
                 log.of_phase(number, phase.name),
-                training.saved_in(checkpoints, checkpoint_seconds),
+                checkpoints.saved_in(of_phase, checkpoint_seconds, devices),
             )
         else:
-            network = phase.apply(network, experiment.sparsity, room)
-        if not outcome.exists():
+            network = applied(phase, network, experiment, room)
+        if not finished:
+            network = devices.placed(network)
             outcomes.save(outcome, network, outcomes.history(experiment, number))
-        shutil.rmtree(checkpoints, ignore_errors=True)
+        if processes.is_main():
+            shutil.rmtree(of_phase, ignore_errors=True)
 
     network = network._replace(weights=network.masked_weights())
     return report(experiment, first, network, room, log, folder)
@@ -102,6 +129,14 @@ def initial_network(model: str, task: Task, key: jax.Array) -> tuple[Network, nn
     return Network(weights, rest, jp.prunable(weights)), graph
 
 
+def applied(phase: Any, network: Network, experiment: Experiment, room: Room) -> Network:
+    """The network after a phase that trains nothing."""
+    if phase.whole_leaves:
+        network = room.devices.replicated(network)
+    with announced(phase.name):
+        return phase.apply(network, experiment.sparsity, room)
+
+
 def check(experiment: Experiment, network: Network, room: Room) -> None:
     """Raises a UsageError if a phase that trains can't begin; computes nothing."""
     for phase in experiment.phases:
@@ -109,12 +144,12 @@ def check(experiment: Experiment, network: Network, room: Room) -> None:
             room.check(phase)
             steps = training.Steps.of(phase, room.train.count, experiment)
             try:
-                jax.eval_shape(functools.partial(_begun, phase, network, experiment, steps, room))
+                jax.eval_shape(functools.partial(_begun, phase, experiment, steps, room), network)
             except ValueError as error:
                 raise UsageError(f"{phase.name}: {error}") from error
 
 
-def _begun(phase, network, experiment, steps, room):
+def _begun(phase, experiment, steps, room, network):
     params = phase.begin(network, experiment.sparsity)
     return phase.links(network, experiment.sparsity, steps.total, room).init(params)
 
@@ -142,9 +177,10 @@ def report(
     if shrunk:
         result["size"] = {when: each._asdict() for when, each in size.items()}
         table += f"\n\n{shrinkage.table(leaves)}"
-    (folder / "table.txt").write_text(table + "\n")
-    (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
-    figures.run_picture(log.rows, layers, leaves, metric, folder / "picture.png")
+    processes.write(folder / "table.txt", table + "\n")
+    if processes.is_main():
+        figures.run_picture(log.rows, layers, leaves, metric, folder / "picture.png")
+    processes.write(folder / "result.json", json.dumps(result, indent=1) + "\n")
     print(table)
     value = metric.text(result[metric.name])
     print(f"test {metric.name} {value} with {kept:,} of {weights:,} weights")
@@ -185,6 +221,7 @@ _OVERRIDES = {
     "holdout": int,
     "evaluations": int,
     "steps_per_call": int,
+    "shard_from": int,
 }
 
 
@@ -204,6 +241,10 @@ def parser() -> Parser:
         help="a setting of a phase or of the data set, such as threshold.value=0.1 or "
         "dataset.standardize=False; may be repeated",
     )
+    parser.add_argument("--mesh", help="how devices share the work, such as data:4,model:2")
+    parser.add_argument("--coordinator", help="host:port of process 0, for several processes")
+    parser.add_argument("--processes", type=int, help="how many processes there are")
+    parser.add_argument("--process", type=int, help="which of them this is, from 0")
     parser.add_argument(
         "--reuse", help="folder of runs: phases that one of them has finished alike are copied"
     )

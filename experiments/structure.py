@@ -10,6 +10,8 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import numpy as np
 
+from experiments.devices import on_host
+
 Tree: TypeAlias = Any
 
 
@@ -29,7 +31,7 @@ def of(model: str, image_shape: tuple[int, int, int], mask: Tree) -> Structure |
     if model not in ("lenet300100", "lenet5"):
         return None
     mask = jax.tree.map(lambda leaf: leaf if leaf.ndim > 1 else None, mask)  # no biases
-    kernels = [np.asarray(leaf) for leaf in jax.tree.leaves(without_dead_units(mask))]
+    kernels = [on_host(leaf) for leaf in jax.tree.leaves(without_dead_units(mask))]
     inputs = [int(_used(kernel).sum()) for kernel in kernels]
     outputs = [int(_made(kernel).sum()) for kernel in kernels[:-1]] + [kernels[-1].shape[-1]]
     windows, sides = [], image_shape[:2]
@@ -48,7 +50,7 @@ def of(model: str, image_shape: tuple[int, int, int], mask: Tree) -> Structure |
 def without_dead_units(mask: Tree) -> Tree:
     """The mask of a chain of layers without the weights from and to units that carry nothing."""
     leaves, structure = jax.tree.flatten(mask)
-    kernels = [np.asarray(leaf) for leaf in leaves]
+    kernels = [on_host(leaf) for leaf in leaves]
     for _ in kernels:  # what dies spreads by one layer at a time
         for i in range(len(kernels) - 1):
             kernel, after = kernels[i : i + 2]

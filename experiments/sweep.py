@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import figures, run
+from experiments import figures, processes, run
 from experiments.experiment import config_name, definitions
 from experiments.tasks import Metric
 from experiments.usage import Parser, UsageError, exit_with_one_line
@@ -36,6 +36,9 @@ class Cell(NamedTuple):
 def main(arguments: Sequence[str] | None = None) -> str:
     """Runs the command line; returns the table, which is also written to table.md."""
     flags, others = parse(arguments)
+    if arguments is None:  # a command of its own, which has not used JAX yet
+        of_run = run.parse([flags.configs[0], *others])
+        processes.start(of_run.coordinator, of_run.processes, of_run.process)
     folder = Path(flags.out)
     cells = planned(flags, others)
     try:
@@ -51,8 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> str:
         for cell in cells
     ]
     table = as_markdown(rows)
-    (folder / "table.md").write_text(table)
-    figures.sweep_picture(rows, folder / "picture.png")
+    processes.write(folder / "table.md", table)
+    if processes.is_main():
+        figures.sweep_picture(rows, folder / "picture.png")
     print(table)
     print(folder / "table.md")
     print(folder / "picture.png")

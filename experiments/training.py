@@ -6,19 +6,18 @@ bits. The host hands out steps, one or a few at a time, while those before them 
 """
 
 import functools
-import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from orbax.checkpoint import v1 as ocp
 
 import jaxprune as jp
-from experiments import data
+from experiments import data, processes
+from experiments.checkpoints import Checkpoints
 from experiments.experiment import Experiment
 from experiments.log import PhaseLog
 from experiments.phases.base import Network, Tree
@@ -43,7 +42,7 @@ def train(
     room: Room,
     key: jax.Array,
     log: PhaseLog,
-    saved: AbstractContextManager["Checkpoints"],
+    saved: AbstractContextManager[Checkpoints],
 ) -> Network:
     """Trains the phase from its last checkpoint, or from `network`, to its end."""
     order_key, draw_key, end_key = jax.random.split(key, 3)
@@ -52,7 +51,7 @@ def train(
     feed = room.train.feed(phase.batch, order_key)
     programs = compiled(phase, optimizer, room, feed, steps)
     params = phase.begin(network, experiment.sparsity)
-    state = room.devices.replicated(first_state(params, network.rest, optimizer, draw_key))
+    state = room.devices.placed(first_state(params, network.rest, optimizer, draw_key))
     with saved as checkpoints:
         state = checkpoints.latest(state)
         state = loop(state, network.mask, room, feed, steps, programs, log, checkpoints)
@@ -128,7 +127,7 @@ def compiled(
     def current(state: State, mask: Tree):
         key = jax.random.fold_in(state.key, steps.total + state.step)
         weights, mask = phase.current(state.params, mask, key)
-        return weights, jp.sparsity(mask)
+        return room.devices.constrained(weights), jp.sparsity(mask)
 
     return Programs(run_until, current)
 
@@ -141,7 +140,8 @@ def _one_step(phase, optimizer, room, feed, steps, payload: Tree, state: State) 
     loss, rest, grads = phase.gradients(state.params, state.rest, loss_of, draw_key, progress)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    return State(params, rest, opt_state, state.key, state.step + 1, state.loss + loss)
+    state = State(params, rest, opt_state, state.key, state.step + 1, state.loss + loss)
+    return room.devices.constrained(state)
 
 
 def first_state(
@@ -169,7 +169,7 @@ def loop(
     steps: Steps,
     programs: Programs,
     log: PhaseLog,
-    checkpoints: "Checkpoints",
+    checkpoints: Checkpoints,
 ) -> State:
     """Runs the phase from a state to its last step."""
     step = log.resume(int(state.step), steps.total)
@@ -177,7 +177,8 @@ def loop(
     while step < steps.total:
         payload, before = feed.payload(step), running
         step = min(steps.next_stop(step), feed.serves_until(step))
-        state, running = programs.run_until(state, payload, step)
+        with log.dispatch():
+            state, running = programs.run_until(state, payload, step)
         jax.block_until_ready(before)  # the host stays one call ahead, no more
         if log.report_is_due():
             log.report(int(state.step))
@@ -193,44 +194,8 @@ def loop(
             )
             state = state._replace(loss=jnp.zeros_like(state.loss))
         checkpoints.save_if_due(step, state)
+        if processes.asked_to_stop():
+            checkpoints.save(step, state)
+            log.stopped(step)
+            sys.exit(processes.STOPPED)
     return state
-
-
-# Checkpoints ------------------------------------------------------------------------------------
-
-
-class Checkpoints:
-    """The last state of a phase, saved every so many seconds."""
-
-    def __init__(self, checkpointer: ocp.training.Checkpointer, seconds: float):
-        self._checkpointer, self._seconds = checkpointer, seconds
-        self._saved = time.monotonic()
-
-    def latest(self, state: Tree) -> Tree:
-        """The state that was saved last, in the place of one of the same form."""
-        if self._checkpointer.latest is None:
-            return state
-        return self._checkpointer.load(self._checkpointer.latest.step, abstract(state))
-
-    def save_if_due(self, step: int, state: Tree) -> None:
-        """Saves the state if the last one is old enough."""
-        if time.monotonic() - self._saved > self._seconds:
-            self._checkpointer.save(step, state)
-            self._saved = time.monotonic()
-
-
-@contextmanager
-def saved_in(folder: Path, seconds: float) -> Iterator[Checkpoints]:
-    """Checkpoints in a folder; the last one is whole when this ends."""
-    with ocp.training.Checkpointer(
-        str(folder),
-        # orbax annotates its own policies as if they didn't fit this argument
-        # pyrefly: ignore[bad-argument-type]
-        preservation_policy=ocp.training.preservation_policies.LatestN(1),
-    ) as checkpointer:
-        yield Checkpoints(checkpointer, seconds)
-
-
-def abstract(tree: Tree) -> Tree:
-    """Shapes, dtypes and shardings, as orbax wants them for loading."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)

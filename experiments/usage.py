@@ -6,6 +6,7 @@ raised before anything is trained. Every other exception is a bug and keeps its 
 
 import argparse
 import difflib
+import re
 import sys
 import types
 import typing
@@ -65,6 +66,15 @@ def check_type(name: str, value: Any, kind: Any) -> None:
     if not fits(value, kind):
         shown = kind.__name__ if isinstance(kind, type) else kind
         raise UsageError(f"{name} must be of type {shown}, got {value!r}")
+
+
+def check_pattern(name: str, text: Any) -> None:
+    """Raises a UsageError unless the text is a regular expression."""
+    check_type(name, text, str)
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise UsageError(f"{name}: {text!r} is no regular expression: {error}") from error
 
 
 def fits(value: Any, kind: Any) -> bool:

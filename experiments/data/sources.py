@@ -6,6 +6,7 @@ sees is a function of a key and the step's number alone, so a resumed run sees w
 seen. `Held` keeps all records on the devices: a payload is all of them and the order of an epoch.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias
 
@@ -61,7 +62,7 @@ class Held:
     """Records that lie on every device."""
 
     def __init__(self, records: Records, devices: Devices):
-        self._records, self._devices = devices.replicated(records), devices
+        self._records, self._devices = devices.held(records), devices
         self.count = count(records)
 
     def feed(self, batch: int, key: jax.Array) -> "HeldFeed":
@@ -72,7 +73,7 @@ class Held:
         """One program for all records, in batches that the devices share."""
         devices = self._devices
 
-        @jax.jit
+        @functools.partial(jax.jit, out_shardings=devices.everywhere)
         def scores(records, *arguments):
             size = devices.sharing * -(-min(_EVALUATION_BATCH, self.count) // devices.sharing)
             # Indices past the last record clamp to it, and don't count.
@@ -93,16 +94,16 @@ class HeldFeed:
     def __init__(self, records: Records, devices: Devices, batch: int, key: jax.Array):
         self._records, self._devices = records, devices
         self._in_epoch = count(records) // batch
-        self._epoch = None
+        self._key, self._epoch = key, -1
         self._order_of = jax.jit(
-            lambda epoch: epoch_batches(jax.random.fold_in(key, epoch), count(records), batch)
+            lambda key, epoch: epoch_batches(jax.random.fold_in(key, epoch), count(records), batch)
         )
 
     def payload(self, step: int) -> Payload:
         """All records, and the order of the step's epoch."""
         if self._epoch != step // self._in_epoch:
             self._epoch = step // self._in_epoch
-            self._order = self._order_of(self._epoch)
+            self._order = self._order_of(self._key, self._epoch)
         return self._records, self._order
 
     def serves_until(self, step: int) -> int:

@@ -21,6 +21,7 @@ class Reconstruct(Pattern, OneShot):
     sequential: bool = True
     damping: float = 0.01
     name: str = "reconstruct"
+    whole_leaves = True
 
     def apply(self, network: Network, sparsity: float, room) -> Network:
         """The network with its mask and new weights and biases."""

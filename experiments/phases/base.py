@@ -45,9 +45,13 @@ class Network(NamedTuple):
 
 
 class OneShot:
-    """A phase that trains nothing."""
+    """A phase that trains nothing.
+
+    One with `whole_leaves` reads leaves on the host, and gets them whole on every device.
+    """
 
     epochs = 0
+    whole_leaves = False
 
     def apply(self, network: Network, sparsity: float, room) -> Network:
         """The network with another mask, other weights or another rest."""

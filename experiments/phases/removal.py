@@ -25,6 +25,7 @@ class PruneChannels(OneShot):
     of: str = "flops"
     budget: float | None = None
     name: str = "prune-channels"
+    whole_leaves = True
 
     def __post_init__(self):
         check_choice("of", self.of, ("flops", "parameters"))
@@ -81,6 +82,7 @@ class Shrink(OneShot):
 
     partial: str = "refuse"
     name: str = "shrink"
+    whole_leaves = True
 
     def __post_init__(self):
         check_choice("partial", self.partial, ("refuse", "complete", "keep"))
@@ -104,4 +106,4 @@ class Shrink(OneShot):
         )
         if different:
             raise RuntimeError(f"{self.name}: {different} test records are scored differently")
-        return room.devices.replicated(shrunk)
+        return shrunk

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments import data, outcomes, run
+from experiments.devices import Devices
 from experiments.experiment import Experiment
 from experiments.phases import Dense, FineTune, Network, Search
 
@@ -37,7 +38,7 @@ def initial(seed=0, model="lenet300100") -> Network:
 
 def outcome(folder, name) -> Network:
     """What a phase, such as `0-search`, left in the folder of a run."""
-    return outcomes.load(folder / f"network-{name}", initial())
+    return outcomes.load(folder / f"network-{name}", initial(), Devices.all())
 
 
 def rows(folder, without=()):

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import training
+from experiments import checkpoints
 from experiments.log import PhaseLog
 from tests.experiments.runs import FINE_TUNE, SEARCH, SMALL, outcome, rows, run_phases
 
@@ -62,9 +62,11 @@ def assert_same_run(folder, reference):
 @pytest.mark.usefixtures("one_device", "no_pictures")
 def test_interrupted_run_ends_with_the_same_bits(tmp_path, uninterrupted, monkeypatch, capsys):
     """It stops five times: before and after checkpoints, and when the first phase is through."""
-    saved_in = training.saved_in
-    monkeypatch.setattr(training, "saved_in", lambda folder, _: saved_in(folder, seconds=0))
-    save, evaluation = training.Checkpoints.save_if_due, PhaseLog.evaluation
+    saved_in = checkpoints.saved_in
+    monkeypatch.setattr(
+        checkpoints, "saved_in", lambda folder, _, devices: saved_in(folder, 0, devices)
+    )
+    save, evaluation = checkpoints.Checkpoints.save_if_due, PhaseLog.evaluation
     stops = iter([("save", 1), ("save", 3), ("evaluate", 2), ("save", 1), ("evaluate", 3)])
 
     class Interrupted(Exception):
@@ -79,7 +81,7 @@ def test_interrupted_run_ends_with_the_same_bits(tmp_path, uninterrupted, monkey
 
         return call
 
-    monkeypatch.setattr(training.Checkpoints, "save_if_due", interrupting("save", save))
+    monkeypatch.setattr(checkpoints.Checkpoints, "save_if_due", interrupting("save", save))
     monkeypatch.setattr(PhaseLog, "evaluation", interrupting("evaluate", evaluation))
     for stop in stops:
         left = dict([stop])

@@ -8,6 +8,7 @@ import pytest
 
 import jaxprune as jp
 from experiments import data, outcomes, run
+from experiments.devices import Devices
 from experiments.phases import FineTune, PruneChannels, PruneMagnitudes, Regularize, Shrink
 from experiments.room import Room
 from tests.experiments.runs import initial, outcome, rows, run_phases
@@ -63,7 +64,9 @@ def test_masks_are_loaded_as_they_were_saved(tmp_path):
     outcomes.save(tmp_path / "network", network, "settings")
     without = network._replace(mask=jax.tree.map(lambda _: None, network.mask))
     jax.tree.map(
-        np.testing.assert_array_equal, outcomes.load(tmp_path / "network", without), network
+        np.testing.assert_array_equal,
+        outcomes.load(tmp_path / "network", without, Devices.all()),
+        network,
     )
 
 

@@ -16,6 +16,7 @@ import pytest
 from flax import nnx
 
 from experiments import data, outcomes, run, sweep, training
+from experiments.devices import Devices
 from experiments.experiment import Experiment
 from experiments.phases import Dense, FineTune, PruneMagnitudes, Reconstruct
 from experiments.tasks import Metric, Task
@@ -98,7 +99,7 @@ def whole(text, tmp_path_factory):
 
 def outcome(folder, phase):
     like, _ = run.initial_network("bigram", TASK, jax.random.key(0))
-    return outcomes.load(folder / f"network-{phase}", like)
+    return outcomes.load(folder / f"network-{phase}", like, Devices.all())
 
 
 def test_it_is_trained_pruned_and_logged(whole):
