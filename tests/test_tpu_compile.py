@@ -21,8 +21,8 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding
 
 import jaxprune as jp
-from benchmarks import compiled as reading
 from benchmarks import scale
+from experiments import compiled as reading
 from tests import tpu_process
 
 TOPOLOGY = "v5e:2x4"
