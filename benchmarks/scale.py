@@ -24,7 +24,8 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
-from benchmarks import compiled, scale_cases
+from benchmarks import scale_cases
+from experiments import compiled
 
 TOPOLOGY, MESH = "v5p:8x8x8", (32, 16)
 TENTH, SMALL = 0.1, 2**16

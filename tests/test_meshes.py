@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 
 import jaxprune as jp
-from benchmarks import compiled
+from experiments import compiled
 from jaxprune.patterns import pieces
 
 SHAPE = (8, 64, 128)  # layers, inputs, outputs

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import compiled, scale, scale_cases
+from benchmarks import scale, scale_cases
+from experiments import compiled
 
 CASES = [
     pytest.param(case, marks=[pytest.mark.slow] * ("gradient" in case or "scheduled" in case))

@@ -14,6 +14,7 @@ import optax
 import pytest
 
 from benchmarks import steps_tpu
+from experiments import hlo
 from tests import tpu_process
 
 SMALL = """\
@@ -82,17 +83,17 @@ true_computation=%choose, false_computation=%wait
 def test_counts_a_program_by_hand():
     row, entries = 256 * 4, 100 * 256
     expected = 10 * (2 * row + 4) + entries * (4 + 1 + 2)
-    assert steps_tpu.Program(SMALL).traffic() == expected
+    assert hlo.Program(SMALL).traffic() == expected
 
 
 def test_a_choosing_step_runs_the_other_branch():
-    waits, chooses = (steps_tpu.Program(SMALL, branch=which).traffic() for which in (min, max))
+    waits, chooses = (hlo.Program(SMALL, branch=which).traffic() for which in (min, max))
     assert chooses - waits == 2 * 100 * 256  # a mask is read and written
 
 
 def test_a_loop_that_ends_by_what_it_computes_runs_as_often_as_asked():
     text = SMALL.replace("direction=LT", "direction=NE")
-    once, thrice = (steps_tpu.Program(text, turns).traffic() for turns in (1, 3))
+    once, thrice = (hlo.Program(text, turns).traffic() for turns in (1, 3))
     assert thrice - once == 2 * (2 * 256 * 4 + 4)
 
 
@@ -173,7 +174,7 @@ def known() -> dict[str, list[float]]:
     device, found = steps_tpu.chip(), {}
     for name, (function, arguments, donated, expected) in KNOWN.items():
         program = steps_tpu.compiled(function, arguments, device, tuple(range(donated)))
-        counted = steps_tpu.Program(program.as_text()).traffic()
+        counted = hlo.Program(program.as_text()).traffic()
         found[name] = [counted, expected, program.cost_analysis()["bytes accessed"]]
     return found
 

@@ -17,5 +17,6 @@ def run(script: str, *arguments: str) -> subprocess.CompletedProcess:
         "TPU_WORKER_HOSTNAMES": "localhost",
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",
     }
-    command = [sys.executable, script, *arguments]
+    # Without the folder of the script, whose `experiments` are tests.
+    command = [sys.executable, "-P", script, *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)

@@ -10,8 +10,8 @@ import pytest
 from sklearn.datasets import load_digits
 
 import jaxprune as jp
+from experiments.flops import flops
 from tests.networks import nets
-from tests.networks.flops import flops
 
 pytestmark = pytest.mark.usefixtures("relaxed_promotion")
 

@@ -14,11 +14,11 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 
 import jaxprune as jp
-from benchmarks import compiled
+from experiments import compiled
+from experiments.flops import flops
 from jaxprune.networks import removal
 from jaxprune.trees import masks
 from tests.networks import nets
-from tests.networks.flops import flops
 
 pytestmark = pytest.mark.usefixtures("relaxed_promotion")
 

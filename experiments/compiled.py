@@ -7,7 +7,7 @@ does the same. So sizes are looked at, of every array and every collective, and 
 import math
 import re
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -42,7 +42,7 @@ def arrays(text: str) -> Iterator[tuple[int, int]]:
     """Entries and bytes of every array that a text names."""
     for dtype, shape in _ARRAY.findall(text):
         entries = math.prod(int(size) for size in shape.split(",") if size)
-        bits = _BITS.get(dtype) or int(re.search(r"\d+", dtype)[0])
+        bits = _BITS.get(dtype) or int(re.sub(r"\D", "", dtype))
         yield entries, -(-entries * bits // 8)
 
 
@@ -65,9 +65,10 @@ def _name(computation: str) -> str | None:
 
 def read(compiled: jax.stages.Compiled) -> Program:
     """What a compiled function holds and moves."""
-    text = compiled.as_text()
+    text: str = compiled.as_text() or ""
+    memory: Any = compiled.memory_analysis()
     return Program(
-        compiled.memory_analysis().temp_size_in_bytes,
+        memory.temp_size_in_bytes,
         max(entries for entries, _ in arrays(in_memory(text))),
         max(collectives(text), key=lambda moved: moved.bytes, default=None),
     )
