@@ -2,9 +2,11 @@
 
 The devices are set before JAX is first used; JAX_PLATFORMS in the environment chooses others. The
 doctests of jaxprune/ run under JAX's own promotion rules, as a user would run them. What one test
-or one run has compiled, others find in `.pytest_cache`.
+or one run has compiled, others find in `.pytest_cache`. With `ONE_CASE_IN=3` in the environment
+each test runs on a third of its parameters: which versions of JAX it works with shows on these.
 """
 
+import collections
 import os
 from pathlib import Path
 
@@ -30,6 +32,22 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
 )
 hypothesis.settings.load_profile("jaxprune")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Of each test the first case, and every so many after it."""
+    every, seen = int(os.environ.get("ONE_CASE_IN", 1)), collections.Counter()
+
+    def chosen(item):
+        name = item.nodeid.partition("[")[0]
+        seen[name] += 1
+        return seen[name] % every == 1 % every
+
+    parts = {True: [], False: []}
+    for item in items:
+        parts[chosen(item)].append(item)
+    config.hook.pytest_deselected(items=parts[False])
+    items[:] = parts[True]
 
 
 @pytest.fixture(autouse=True)
