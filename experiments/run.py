@@ -18,7 +18,6 @@ import functools
 import json
 import math
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -94,8 +93,7 @@ def run(
 
     first = network
     for number, phase in enumerate(experiment.phases):
-        if processes.asked_to_stop():
-            sys.exit(processes.STOPPED)
+        processes.stop_if_asked()
         outcome = folder / outcomes.outcome_name(experiment, number)
         of_phase = folder / f"checkpoints-{number}-{phase.name}"
         finished = processes.agreed(outcome.exists())

@@ -193,9 +193,7 @@ def loop(
                 problems=jp.problems(state.opt_state),
             )
             state = state._replace(loss=jnp.zeros_like(state.loss))
-        checkpoints.save_if_due(step, state)
-        if processes.asked_to_stop():
-            checkpoints.save(step, state)
+        if checkpoints.save_if_due(step, state):
             log.stopped(step)
             sys.exit(processes.STOPPED)
     return state

@@ -1,11 +1,9 @@
 """Runs that are stopped, at any moment, go on to the same bits."""
 
-import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import chex
 import jax
@@ -14,24 +12,18 @@ import pytest
 
 from experiments import checkpoints
 from experiments.log import PhaseLog
-from tests.experiments.runs import FINE_TUNE, SEARCH, SMALL, outcome, rows, run_phases
+from tests.experiments.runs import (
+    FINE_TUNE,
+    ROOT,
+    SEARCH,
+    SMALL,
+    evaluated,
+    outcome,
+    rows,
+    run_phases,
+)
 
 pytestmark = pytest.mark.usefixtures("relaxed_promotion")
-
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def environment(compiled_programs):
-    """For runs in processes of their own, which find the programs that are compiled here."""
-    return {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "JAX_NUM_CPU_DEVICES": str(len(jax.devices())),
-        "JAX_COMPILATION_CACHE_DIR": str(compiled_programs),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
 
 
 @pytest.fixture(scope="module")
@@ -130,16 +122,6 @@ def kill(environment, config, folder, moment):
     process.send_signal(signal.SIGKILL)
     process.communicate()
     return process.returncode == -signal.SIGKILL
-
-
-def evaluated(phase, count):
-    """The moment when `phase` has been evaluated so many times."""
-
-    def now(folder):
-        path = folder / "metrics.jsonl"
-        return path.exists() and path.read_text().count(f'"{phase}"') >= count
-
-    return now
 
 
 def saving(folder, pattern, count):
