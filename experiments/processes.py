@@ -58,6 +58,8 @@ def _check(coordinator, processes, process) -> None:
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdecimal():
         raise UsageError(f"--coordinator must be host:port of process 0, got {coordinator!r}")
+    if processes < 1:
+        raise UsageError(f"--processes must be at least 1, got {processes}")
     if not 0 <= process < processes:
         raise UsageError(
             f"--process must be between 0 and {processes - 1}, one less than --processes, "
@@ -121,6 +123,7 @@ def _ask_to_stop(number: int, frame: object) -> None:
     """Notes a signal; the same one again does what it always does."""
     global _asked
     _asked = True
+    os.write(2, b"stops after the step that runs; once more, and it stops at once\n")
     signal.signal(
         number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler
     )

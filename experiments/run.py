@@ -80,10 +80,9 @@ def run(
     rules = {"model_axes": experiment.model_axes, "shard_from": experiment.shard_from}
     devices = Devices.of(mesh, **rules) if mesh else Devices.all(**rules)
     key = devices.made(jax.random.key, experiment.seed)
-    network, graph = devices.made(
-        functools.partial(initial_network, experiment.model, dataset.task),
-        jax.random.fold_in(key, 0),
-    )
+    initial = functools.partial(initial_network, experiment.model, dataset.task)
+    with announced(f"making {experiment.model}"):
+        network, graph = devices.made(initial, jax.random.fold_in(key, 0))
     room = Room(graph, dataset, experiment.holdout, devices)
     check(experiment, network, room)
     outcomes.claim(folder, experiment)

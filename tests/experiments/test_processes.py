@@ -12,9 +12,12 @@ import sys
 import time
 
 import chex
+import numpy as np
 import pytest
 
+from experiments import outcomes, processes
 from experiments.phases import TrainPattern
+from experiments.usage import UsageError
 from tests.experiments.runs import ROOT, SEARCH, SMALL, evaluated, outcome, rows
 
 PHASES = (
@@ -60,6 +63,7 @@ def until(moment, folder, processes):
 
 def kill(processes, which):
     """Kills one process by itself, and then the others, which wait for it."""
+    assert all(process.poll() is None for process in processes)
     processes[which].send_signal(signal.SIGKILL)
     time.sleep(0.2)
     for process in processes:
@@ -78,12 +82,17 @@ def path(config_in, tmp_path_factory):
     return config_in(tmp_path_factory.mktemp("config"), EXPERIMENT)
 
 
+def finished(environment, config, folder, processes):
+    """The folder of a run that nothing disturbs, and what its processes print."""
+    codes, printed = ended(start(environment, config, folder, processes))
+    assert codes == [0] * processes, printed
+    return folder, printed
+
+
 @pytest.fixture(scope="module")
 def one_process(environment, path, tmp_path_factory):
     folder = tmp_path_factory.mktemp("one") / "out"
-    codes, printed = ended(start(environment, path, folder, processes=1))
-    assert codes == [0], printed
-    return folder
+    return finished(environment, path, folder, processes=1)[0]
 
 
 def assert_same_run(folder, reference):
@@ -101,8 +110,7 @@ def test_two_processes_one_of_them_killed_do_what_one_does(
     processes = start(environment, path, folder)
     until(evaluated("search", 1), folder, processes)
     kill(processes, which=1)
-    codes, (first, second) = ended(start(environment, path, folder))
-    assert codes == [0, 0], (first, second)
+    _, (first, second) = finished(environment, path, folder, processes=2)
     assert "search: goes on at step" in first and "of 50,200 weights" in first
     assert "search" not in second and "weights" not in second
     assert_same_run(folder, one_process)
@@ -117,21 +125,77 @@ def test_one_process_is_asked_to_stop_and_both_do(environment, path, one_process
     codes, (first, second) = ended(processes)
     assert codes == [75, 75], (first, second)
     assert "search: stopped at step" in first and "stopped" not in second
-    codes, printed = ended(start(environment, path, folder))
-    assert codes == [0, 0], printed
+    finished(environment, path, folder, processes=2)
     assert_same_run(folder, one_process)
 
 
 @pytest.mark.slow
-def test_two_processes_killed_at_ten_moments_do_what_one_does(
-    environment, path, one_process, tmp_path
-):
-    folder, moments = tmp_path / "out", random.Random(0)
+def test_two_processes_killed_at_ten_moments_do_what_one_does(environment, config, tmp_path):
+    phases = tuple(dataclasses.replace(phase, epochs=10) for phase in PHASES)
+    path = config(dataclasses.replace(EXPERIMENT, phases=phases, evaluations=20))
+    reference, _ = finished(environment, path, tmp_path / "one", processes=1)
+    folder, chance, seen = tmp_path / "out", random.Random(0), -1
     for _ in range(10):
         processes = start(environment, path, folder)
-        until(lambda folder: (folder / "settings.txt").exists(), folder, processes)
-        time.sleep(moments.uniform(0, 12))
-        kill(processes, which=moments.randrange(2))
-    codes, printed = ended(start(environment, path, folder))
-    assert codes == [0, 0], printed
-    assert_same_run(folder, one_process)
+        until(lambda folder, seen=seen: lines(folder) > seen, folder, processes)
+        time.sleep(chance.uniform(0, 2))
+        seen = lines(folder)
+        kill(processes, which=chance.randrange(2))
+    finished(environment, path, folder, processes=2)
+    assert_same_run(folder, reference)
+
+
+def lines(folder):
+    """How many evaluations a run has written; -1 before it has begun."""
+    path = folder / "metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else -1
+
+
+# alone ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("here:1", None, None), "--coordinator, --processes and --process go together"),
+        ((None, 2, 0), "--coordinator, --processes and --process go together"),
+        (("here", 2, 0), "--coordinator must be host:port of process 0, got 'here'"),
+        (("here:port", 2, 0), "--coordinator must be host:port of process 0, got 'here:port'"),
+        (("here:1", 2, 2), "--process must be between 0 and 1, one less than --processes, got 2"),
+        (("here:1", 0, 0), "--processes must be at least 1, got 0"),
+        # JAX is in use already, as in a notebook.
+        (
+            ("127.0.0.1:1", 2, 1),
+            "can't join the other processes: .*--processes=1 runs",
+        ),
+    ],
+)
+def test_wrong_flags_of_processes(given, message):
+    with pytest.raises(UsageError, match=message):
+        processes.start(*given)
+
+
+def test_one_process_agrees_with_itself(tmp_path):
+    assert processes.is_main() and processes.agreed(7) == 7
+    np.testing.assert_array_equal(processes.shown(1, 0), [[1, 0]])
+    processes.by_main(lambda: processes.write(tmp_path / "file.txt", "text"))
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["text"]
+
+
+def test_an_error_of_process_0_ends_all_processes(monkeypatch):
+    def fail():
+        raise UsageError("no room")
+
+    with pytest.raises(UsageError, match="no room"):
+        processes.by_main(fail)
+    monkeypatch.setattr(processes, "is_main", lambda: False)
+    monkeypatch.setattr(processes, "shown", lambda value: np.array([[1], [value]]))
+    with pytest.raises(UsageError, match="process 0 can't go on, and says why"):
+        processes.by_main(fail)
+
+
+def test_a_folder_that_processes_do_not_share_is_refused(tmp_path, monkeypatch):
+    shown = iter([[[0], [0]], [[1], [0]]])
+    monkeypatch.setattr(processes, "shown", lambda value: np.array(next(shown)))
+    with pytest.raises(UsageError, match="isn't the same folder for all processes: choose an --"):
+        outcomes.claim(tmp_path / "out", SMALL)

@@ -1,5 +1,6 @@
 """Runs that are stopped, at any moment, go on to the same bits."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import checkpoints
+from experiments import checkpoints, processes
 from experiments.log import PhaseLog
 from tests.experiments.runs import (
     FINE_TUNE,
@@ -82,6 +83,40 @@ def test_interrupted_run_ends_with_the_same_bits(tmp_path, uninterrupted, monkey
     left = {}
     run_phases(tmp_path, SEARCH, FINE_TUNE)
     assert "fine-tune: goes on at step" in capsys.readouterr().out
+    assert_same_run(tmp_path, uninterrupted)
+
+
+@pytest.fixture
+def signals(monkeypatch):
+    """A process that listens to signals as a command does."""
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+    processes.start(None, 1, None)
+    yield
+    monkeypatch.setattr(processes, "_asked", False)
+    for each, handler in before.items():
+        signal.signal(each, handler)
+
+
+@pytest.mark.usefixtures("one_device", "no_pictures", "signals")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_asked_to_stop_saves_and_goes_on(
+    tmp_path, uninterrupted, monkeypatch, capsys, number
+):
+    evaluation = PhaseLog.evaluation
+
+    def interrupted(self, *args, **kwargs):
+        evaluation(self, *args, **kwargs)
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(PhaseLog, "evaluation", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        run_phases(tmp_path, SEARCH, FINE_TUNE)
+    assert stopped.value.code == processes.STOPPED == 75
+    assert "search: stopped at step 2 of 8" in capsys.readouterr().out
+    monkeypatch.setattr(processes, "_asked", False)
+    monkeypatch.setattr(PhaseLog, "evaluation", evaluation)
+    run_phases(tmp_path, SEARCH, FINE_TUNE)
+    assert "search: goes on at step 2" in capsys.readouterr().out
     assert_same_run(tmp_path, uninterrupted)
 
 
