@@ -21,6 +21,8 @@ from experiments.usage import UsageError
 Tree: TypeAlias = Any
 Shape: TypeAlias = tuple[int, ...]
 
+_LOOK_SECONDS = 5.0
+
 leaf_name = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
 
 
@@ -29,7 +31,8 @@ class Checkpoints:
 
     def __init__(self, checkpointer: ocp.training.Checkpointer, seconds: float, devices: Devices):
         self._checkpointer, self._seconds, self._devices = checkpointer, seconds, devices
-        self._started, self._first_step, self._look_at = time.monotonic(), 0, 0
+        self._saved = self._looked = time.monotonic()
+        self._looked_step = self._look_at = 0
 
     def latest(self, state: Tree) -> Tree:
         """The state that was saved last, in the place of one of the same form.
@@ -40,37 +43,37 @@ class Checkpoints:
         last = self._checkpointer.latest
         if last is None:
             return state
-        self._first_step = last.step
         check_fits(Path(last.path), self._checkpointer.metadata(last.step).metadata, state)
+        self._looked_step = last.step
         return self._checkpointer.load(last.step, self._devices.described(state))
 
-    def save_if_due(self, step: int, state: Tree) -> None:
-        """Saves the state if the last one is old enough."""
-        if step < self._look_at:
-            return
-        passed = time.monotonic() - self._started
-        wait = _steps_to_wait(step - self._first_step, passed, self._seconds)
-        if wait := processes.agreed(wait):
-            self._look_at = step + wait
-        else:
-            self.save(step, state)
+    def save_if_due(self, step: int, state: Tree) -> bool:
+        """Saves the state if the last one is old enough, or if the run was asked to stop.
 
-    def save(self, step: int, state: Tree) -> None:
-        """Saves the state, if this step's isn't yet."""
+        Returns whether it was. Clocks and signals are looked at by all processes at the same steps.
+        """
+        if step < self._look_at:
+            return False
+        due = time.monotonic() - self._saved >= self._seconds
+        seen = processes.shown(processes.asked_to_stop(), due, self._steps_to_wait(step))
+        stop, (due, wait) = bool(seen[:, 0].any()), seen[0, 1:]
+        if due or stop:
+            self._save(step, state)
+        self._looked, self._looked_step, self._look_at = time.monotonic(), step, step + int(wait)
+        return stop
+
+    def _save(self, step, state):
         last = self._checkpointer.latest
         if last is None or last.step < step:
             self._checkpointer.save(step, state)
-        self._started, self._first_step, self._look_at = time.monotonic(), step, step
+        self._saved = time.monotonic()
 
-
-def _steps_to_wait(steps: int, passed: float, seconds: float) -> int:
-    """After how many steps, of those that were so fast, to look at the clock again; 0 if it's time.
-
-    After half of those that are left: processes look together, which costs, and may become slower.
-    """
-    if passed >= seconds:
-        return 0
-    return max(1, int(steps * (seconds - passed) / passed / 2))
+    def _steps_to_wait(self, step):
+        """How many steps until the next look: it makes processes wait for each other."""
+        if jax.process_count() == 1:
+            return 1
+        rate = (step - self._looked_step) / (time.monotonic() - self._looked)
+        return max(1, int(rate * min(_LOOK_SECONDS, self._seconds / 4)))
 
 
 @contextmanager

@@ -23,7 +23,7 @@ def claim(folder: Path, experiment: Experiment) -> None:
     """Makes the folder this experiment's, or raises a UsageError if it is another's."""
     settings = folder / "settings.txt"
     processes.by_main(lambda: _claim(folder, settings, experiment))
-    if not processes.all_of(settings.exists()):
+    if not processes.shown(settings.exists()).all():
         raise UsageError(
             f"{folder} isn't the same folder for all processes: choose an --out that they share"
         )

@@ -4,7 +4,6 @@ All run the same program on the same arguments, and must take the same decisions
 see differently (a clock, a folder) process 0 decides for all; it alone writes logs and prints.
 """
 
-import itertools
 import os
 import signal
 import sys
@@ -21,7 +20,6 @@ STOPPED = 75  # the exit code of a run that was asked to stop: EX_TEMPFAIL, try 
 
 _ALONE = "--processes=1 runs this process by itself"
 _asked = False
-_calls = itertools.count(1)
 
 
 def start(coordinator: str | None, processes: int | None, process: int | None) -> None:
@@ -33,9 +31,10 @@ def start(coordinator: str | None, processes: int | None, process: int | None) -
     """
     if (coordinator, processes, process) != (None, 1, None):
         _join(coordinator, processes, process)
-    if jax.process_count() == 1:  # else JAX listens, and makes them stop at the same step
-        for each in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(each, _ask_to_stop)
+    # After JAX has set a handler of its own. Its way to one step for all is not used, since orbax
+    # asks for it too, with other numbers of steps.
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, _ask_to_stop)
     if not is_main():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
@@ -59,6 +58,8 @@ def _check(coordinator, processes, process) -> None:
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdecimal():
         raise UsageError(f"--coordinator must be host:port of process 0, got {coordinator!r}")
+    if processes < 1:
+        raise UsageError(f"--processes must be at least 1, got {processes}")
     if not 0 <= process < processes:
         raise UsageError(
             f"--process must be between 0 and {processes - 1}, one less than --processes, "
@@ -74,14 +75,14 @@ def is_main() -> bool:
     return jax.process_index() == 0
 
 
+def shown(*values: int) -> np.ndarray:
+    """The values of all processes, a row for each; waits for all."""
+    return multihost_utils.process_allgather(np.array(values, np.int32))
+
+
 def agreed(value: int) -> int:
     """The value that process 0 has."""
-    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
-
-
-def all_of(value: bool) -> bool:
-    """Whether all processes have it."""
-    return bool(multihost_utils.process_allgather(np.int32(value)).all())
+    return int(shown(value)[0, 0])
 
 
 def by_main(action: Callable[[], None]) -> None:
@@ -108,16 +109,21 @@ def write(path: Path, text: str) -> None:
 
 
 def asked_to_stop() -> bool:
-    """Whether one of the processes was, by SIGTERM; the same answer to the n-th call of each."""
-    if jax.process_count() == 1:
-        return _asked
-    return multihost_utils.reached_preemption_sync_point(next(_calls))
+    """Whether this process was, by SIGTERM or from the keyboard."""
+    return _asked
+
+
+def stop_if_asked() -> None:
+    """Ends all processes if one was asked to stop; for moments when nothing has to be saved."""
+    if shown(asked_to_stop()).any():
+        sys.exit(STOPPED)
 
 
 def _ask_to_stop(number: int, frame: object) -> None:
     """Notes a signal; the same one again does what it always does."""
     global _asked
     _asked = True
+    os.write(2, b"stops after the step that runs; once more, and it stops at once\n")
     signal.signal(
         number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler
     )

@@ -38,7 +38,7 @@ class Room:
         if phase.batch < 1 or phase.batch % devices or phase.batch > count:
             raise UsageError(
                 f"{phase.name}: the batch of {phase.batch} must be positive, divide by the "
-                f"{devices} devices and be at most the {count} training records"
+                f"{devices} devices along data and be at most the {count} training records"
             )
         if phase.needs_heldout and not self.heldout.count:
             raise UsageError(

@@ -18,7 +18,6 @@ import functools
 import json
 import math
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -81,10 +80,9 @@ def run(
     rules = {"model_axes": experiment.model_axes, "shard_from": experiment.shard_from}
     devices = Devices.of(mesh, **rules) if mesh else Devices.all(**rules)
     key = devices.made(jax.random.key, experiment.seed)
-    network, graph = devices.made(
-        functools.partial(initial_network, experiment.model, dataset.task),
-        jax.random.fold_in(key, 0),
-    )
+    initial = functools.partial(initial_network, experiment.model, dataset.task)
+    with announced(f"making {experiment.model}"):
+        network, graph = devices.made(initial, jax.random.fold_in(key, 0))
     room = Room(graph, dataset, experiment.holdout, devices)
     check(experiment, network, room)
     outcomes.claim(folder, experiment)
@@ -94,8 +92,7 @@ def run(
 
     first = network
     for number, phase in enumerate(experiment.phases):
-        if processes.asked_to_stop():
-            sys.exit(processes.STOPPED)
+        processes.stop_if_asked()
         outcome = folder / outcomes.outcome_name(experiment, number)
         of_phase = folder / f"checkpoints-{number}-{phase.name}"
         finished = processes.agreed(outcome.exists())

@@ -5,6 +5,7 @@ them while the tests of this folder run.
 """
 
 import functools
+import os
 
 import jax
 import pytest
@@ -38,6 +39,19 @@ def compiled_programs(tmp_path_factory):
     for name, value in before.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="package")
+def environment(compiled_programs):
+    """For runs in processes of their own, which find the programs that are compiled here."""
+    return {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": str(len(jax.devices())),
+        "JAX_COMPILATION_CACHE_DIR": str(compiled_programs),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
 
 
 @pytest.fixture(scope="session")

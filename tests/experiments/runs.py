@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from experiments.devices import Devices
 from experiments.experiment import Experiment
 from experiments.phases import Dense, FineTune, Network, Search
 
+ROOT = Path(__file__).parents[2]
 WEIGHTS = 64 * 300 + 300 * 100 + 100 * 10
 DENSE = Dense(epochs=10, batch=64)
 SEARCH = Search(epochs=2, batch=64)
@@ -53,3 +55,13 @@ def rows(folder, without=()):
 def kept_of(mask):
     """How many weights a mask keeps."""
     return sum(int(jnp.sum(leaf)) for leaf in jax.tree.leaves(mask))
+
+
+def evaluated(phase, count):
+    """The moment when the run in a folder has evaluated `phase` so many times."""
+
+    def now(folder):
+        path = folder / "metrics.jsonl"
+        return path.exists() and path.read_text().count(f'"{phase}"') >= count
+
+    return now

@@ -5,33 +5,26 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import chex
 import jax
 import numpy as np
 import pytest
 
-from experiments import checkpoints
+from experiments import checkpoints, processes
 from experiments.log import PhaseLog
-from tests.experiments.runs import FINE_TUNE, SEARCH, SMALL, outcome, rows, run_phases
+from tests.experiments.runs import (
+    FINE_TUNE,
+    ROOT,
+    SEARCH,
+    SMALL,
+    evaluated,
+    outcome,
+    rows,
+    run_phases,
+)
 
 pytestmark = pytest.mark.usefixtures("relaxed_promotion")
-
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def environment(compiled_programs):
-    """For runs in processes of their own, which find the programs that are compiled here."""
-    return {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "JAX_NUM_CPU_DEVICES": str(len(jax.devices())),
-        "JAX_COMPILATION_CACHE_DIR": str(compiled_programs),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +86,40 @@ def test_interrupted_run_ends_with_the_same_bits(tmp_path, uninterrupted, monkey
     assert_same_run(tmp_path, uninterrupted)
 
 
+@pytest.fixture
+def signals(monkeypatch):
+    """A process that listens to signals as a command does."""
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+    processes.start(None, 1, None)
+    yield
+    monkeypatch.setattr(processes, "_asked", False)
+    for each, handler in before.items():
+        signal.signal(each, handler)
+
+
+@pytest.mark.usefixtures("one_device", "no_pictures", "signals")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_asked_to_stop_saves_and_goes_on(
+    tmp_path, uninterrupted, monkeypatch, capsys, number
+):
+    evaluation = PhaseLog.evaluation
+
+    def interrupted(self, *args, **kwargs):
+        evaluation(self, *args, **kwargs)
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(PhaseLog, "evaluation", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        run_phases(tmp_path, SEARCH, FINE_TUNE)
+    assert stopped.value.code == processes.STOPPED == 75
+    assert "search: stopped at step 2 of 8" in capsys.readouterr().out
+    monkeypatch.setattr(processes, "_asked", False)
+    monkeypatch.setattr(PhaseLog, "evaluation", evaluation)
+    run_phases(tmp_path, SEARCH, FINE_TUNE)
+    assert "search: goes on at step 2" in capsys.readouterr().out
+    assert_same_run(tmp_path, uninterrupted)
+
+
 # in processes that are killed -------------------------------------------------------------------
 
 
@@ -130,16 +157,6 @@ def kill(environment, config, folder, moment):
     process.send_signal(signal.SIGKILL)
     process.communicate()
     return process.returncode == -signal.SIGKILL
-
-
-def evaluated(phase, count):
-    """The moment when `phase` has been evaluated so many times."""
-
-    def now(folder):
-        path = folder / "metrics.jsonl"
-        return path.exists() and path.read_text().count(f'"{phase}"') >= count
-
-    return now
 
 
 def saving(folder, pattern, count):

@@ -29,6 +29,8 @@ def here(config, tmp_path, monkeypatch):
         "typo.py": "from experiments.phases import *\n\nexperiment = Dens(1)",
         "field.py": "from experiments.experiment import Experiment\nExperiment(density=0.1)",
         "lost.py": "import nowhere_to_be_found",
+        "axes.py": "from experiments.experiment import Experiment\n"
+        "Experiment('lenet300100', 'digits', (), model_axes={'(': 0})",
         "option.py": "from experiments.phases import *\nDense(1, optimizer='lion')",
     }.items():
         (tmp_path / name).write_text(text)
@@ -66,6 +68,8 @@ WRONG = [
     ("run", "small.py --seed=-1", "seed must be at least 0, got -1"),
     ("run", "small.py --evaluations=0", "evaluations must be at least 1, got 0"),
     ("run", "small.py --steps_per_call=0", "steps_per_call must be at least 1, got 0"),
+    ("run", "small.py --shard_from=-1", "shard_from must be at least 0, got -1"),
+    ("run", "axes.py", "axes.py, line 2: UsageError: model_axes: '(' is no regular expression"),
     ("run", "small.py --limit=0", "limit must be between 1 and the 1437 training records: 0"),
     ("run", "small.py --limit=2000", "limit must be between 1 and the 1437 training records"),
     ("run", "small.py --holdout=256", "holdout must be between 0 and 255, got 256"),
@@ -105,6 +109,16 @@ WRONG = [
         "search: choosing among sampled masks needs held-out records: set --hold",
     ),
     ("run", "nowhere.py", "train: "),
+    ("run", "small.py --mesh=data:4", "--mesh=data:4 takes 4 devices, and there are 8: the sizes "),
+    (
+        "run",
+        "small.py --mesh=data:8,model:2",
+        "takes 16 devices, and there are 8: the sizes must ",
+    ),
+    ("run", "small.py --mesh=8", "--mesh must be such as data:8 or data:4,model:2, got '8'"),
+    ("run", "small.py --mesh=rows:8", "--mesh must be such as data:8 or data:4,model:2, got 'rows"),
+    ("run", "small.py --mesh=data:0", "--mesh must be such as data:8 or data:4,model:2, got 'data"),
+    ("run", "small.py --mesh=data:2,data:4", "--mesh must be such as data:8 or data:4,model:2"),
     # sweeps
     ("sweep", "", "arguments are required: configs"),
     ("sweep", "small.py --densities=0.1", "unknown argument --densities=0.1; did you mean --sp"),
