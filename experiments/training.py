@@ -8,7 +8,7 @@ bits. The host hands out steps, one or a few at a time, while those before them 
 import functools
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,7 +53,7 @@ def train(
     programs = compiled(phase, optimizer, room, feed, steps)
     params = phase.begin(network, experiment.sparsity)
     state = room.devices.replicated(first_state(params, network.rest, optimizer, draw_key))
-    with saved as checkpoints:
+    with saved as checkpoints, closing(feed):
         state = checkpoints.latest(state)
         state = loop(state, network.mask, room, feed, steps, programs, log, checkpoints)
 
