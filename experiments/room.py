@@ -26,9 +26,9 @@ class Room:
         dataset, heldout = data.holdout(dataset, holdout)
         self.graph, self.task = graph, dataset.task
         self.devices = devices = devices or Devices.all()
-        self.train: data.Source = data.Held(dataset.train, devices)
-        self.test: data.Source = data.Held(dataset.test, devices)
-        self.heldout: data.Source = data.Held(heldout, devices)
+        self.train = data.source(dataset.train, devices)
+        self.test = data.source(dataset.test, devices)
+        self.heldout = data.source(heldout, devices)
         self.test_scores = self.test.scorer(self._scores)
         self._heldout_scores = self.heldout.scorer(self._scores)
 

@@ -227,7 +227,7 @@ def parser() -> Parser:
     parser = Parser(__doc__)
     parser.add_argument("config", help="a Python file that defines `experiment`")
     parser.add_argument("--data_dir", help="where TensorFlow Datasets lie")
-    parser.add_argument("--cache_dir", help="where to keep decoded records for the next run")
+    parser.add_argument("--cache_dir", help="where to keep decoded records of small sets")
     parser.add_argument("--out", help="folder of this run (default: runs/<its settings>)")
     parser.add_argument("--checkpoint_seconds", type=float, default=60.0)
     parser.add_argument("--epochs", help="epochs of the phases that train, such as 20,20")

@@ -8,7 +8,7 @@ bits. The host hands out steps, one or a few at a time, while those before them 
 import functools
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from typing import Any, NamedTuple
 
 import jax
@@ -52,7 +52,7 @@ def train(
     programs = compiled(phase, optimizer, room, feed, steps)
     params = phase.begin(network, experiment.sparsity)
     state = room.devices.placed(first_state(params, network.rest, optimizer, draw_key))
-    with saved as checkpoints:
+    with saved as checkpoints, closing(feed):
         state = checkpoints.latest(state)
         state = loop(state, network.mask, room, feed, steps, programs, log, checkpoints)
 

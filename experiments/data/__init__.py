@@ -1,4 +1,4 @@
-"""The data sets, held in memory: a file a set or family, a line here a set."""
+"""The data sets, in memory or on disk: a file a set or family, a line here a set."""
 
 import inspect
 import os
@@ -6,7 +6,8 @@ from typing import Any
 
 from experiments.data import cifar, digits, imagenet, mnist
 from experiments.data.records import Dataset, count, holdout
-from experiments.data.sources import Feed, Held, Source
+from experiments.data.sources import Feed, Held, Source, source
+from experiments.data.streamed import Stored, Streamed
 from experiments.usage import UsageError, check_type, nearest
 
 __all__ = [
@@ -14,11 +15,14 @@ __all__ = [
     "Feed",
     "Held",
     "Source",
+    "Stored",
+    "Streamed",
     "check",
     "count",
     "holdout",
     "load",
     "options",
+    "source",
 ]
 
 _LOADERS = {
@@ -38,7 +42,7 @@ def load(
     limit: int | None = None,
     **chosen: Any,
 ) -> Dataset:
-    """Reads a whole set into host memory.
+    """A set in host memory; `imagenet2012` stays on disk and is read while it is needed.
 
     `digits` comes with scikit-learn. The other sets are read with `tfds.data_source`, without
     TensorFlow, from ArrayRecord files that were prepared before; nothing is downloaded.
@@ -46,16 +50,18 @@ def load(
     Args:
         name: 'digits', 'mnist', 'cifar10', 'cifar100' or 'imagenet2012'.
         data_dir: the folder with the prepared sets; by default that of TensorFlow Datasets.
-        cache_dir: where to keep the decoded arrays, so that the next call takes a moment. The file
-            is named by set, version, `image_size` and `limit`, not by `data_dir`.
+        cache_dir: where to keep the decoded arrays of a set that is held in memory, so that the
+            next call takes a moment. The file is named by set, version and `limit`, not by
+            `data_dir`.
         limit: keep only so many training records, the first ones; they are stored shuffled. The
             test records all stay.
         **chosen: the set's own options: `standardize=False` leaves pixels in [0, 1];
-            `image_size` is the height and width in pixels of `imagenet2012`, 224 by default.
+            `image_size` is the height and width in pixels of `imagenet2012`, 224 by default, and
+            `workers` the number of processes that read it, by default none but threads.
 
     Raises:
         UsageError: unknown `name` or option, `limit` outside 1..training records, or a set that is
-            not prepared in `data_dir`.
+            not prepared in `data_dir`, or not whole.
     """
     check(name, chosen)
     return _LOADERS[name](data_dir, cache_dir, limit, **chosen)

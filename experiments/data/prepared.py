@@ -2,31 +2,29 @@
 
 import functools
 import os
-import sys
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.data.progress import chunks, reported
 from experiments.data.records import Dataset, checked_limit
 from experiments.tasks.classification import Classification
 from experiments.usage import UsageError
 
 _RECORDS_PER_READ = 500
-_SECONDS_BETWEEN_REPORTS = 5.0
 
 
 class ImageSet(NamedTuple):
-    """What is known of a set before it is read; `variant` is for the name of its cache file."""
+    """What is known of a set before it is read."""
 
     name: str
     version: str
     test_split: str
     task: Classification
-    variant: str = ""
 
 
 class _Arrays(NamedTuple):
@@ -44,19 +42,18 @@ def load(
     cache_dir: str | os.PathLike | None,
     limit: int | None,
     standardize: bool,
-    convert: Callable[[np.ndarray], np.ndarray] = np.asarray,
 ) -> Dataset:
-    """Reads a set, or its cache; `convert` makes images of one size of those that are stored.
+    """Reads a set, or its cache.
 
     Raises:
-        UsageError: the set is not prepared in `data_dir`, or `limit` is out of range.
+        UsageError: the set is not prepared in `data_dir`, is not whole, or `limit` is out of range.
     """
-    read = functools.partial(_read, images, data_dir, limit, convert)
+    read = functools.partial(_read, images, data_dir, limit)
     if cache_dir is None:
         arrays = read()
     else:
         first = "" if limit is None else f"-first{limit}"
-        name = f"{images.name}-{images.version}{images.variant}{first}.npz"
+        name = f"{images.name}-{images.version}{first}.npz"
         arrays = _cached(Path(cache_dir) / name, read)
     task = images.task if standardize else images.task.without_standardization()
     return Dataset(images.name, task, arrays[:2], arrays[2:])
@@ -79,65 +76,91 @@ def _cached(path: Path, read: Callable[[], _Arrays]) -> _Arrays:
     return arrays
 
 
-def _read(images: ImageSet, data_dir, limit, convert) -> _Arrays:
-    import tensorflow_datasets as tfds
-
-    folder = tfds.core.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
-    _check_prepared(folder, images.name, images.version)
-    train, test = (
-        tfds.data_source(
-            f"{images.name}:{images.version}", split=split, data_dir=folder, download=False
-        )
-        for split in ("train", images.test_split)
-    )
+def _read(images: ImageSet, data_dir, limit) -> _Arrays:
+    train, test = opened(images, data_dir).values()
     shape = images.task.image_shape
     train_count = checked_limit(limit, len(train))
     return _Arrays(
-        *_read_records(f"{images.name} train", train, train_count, shape, convert),
-        *_read_records(f"{images.name} test", test, len(test), shape, convert),
-    )
-
-
-def _check_prepared(folder: Any, name: str, version: str) -> None:
-    prepared = folder / name / version
-    if prepared.exists() and any(prepared.glob("*.array_record*")):
-        return
-    raise UsageError(
-        f"{name} {version} is not prepared: no ArrayRecord file in {prepared}. Pass the data_dir "
-        f"that holds {name}/{version}, or prepare it (this step needs TensorFlow) with "
-        f"`tfds build {name}:{version} --file_format=array_record --data_dir={folder}`, or load "
-        "'digits', which needs no files."
+        *_read_records(f"{images.name} train", train, train_count, shape),
+        *_read_records(f"{images.name} test", test, len(test), shape),
     )
 
 
 def _read_records(
-    title: str,
-    source: Any,
-    count: int,
-    image_shape: tuple[int, int, int],
-    convert: Callable[[np.ndarray], np.ndarray],
+    title: str, source: Any, count: int, image_shape: tuple[int, int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
     images = np.empty((count, *image_shape), np.uint8)
     labels = np.empty(count, np.int32)
-    for indices in _reported_chunks(title, count):
+    for indices in reported(title, chunks(count, _RECORDS_PER_READ), count):
         for index, record in zip(indices, source.__getitems__(indices), strict=True):
-            images[index] = convert(record["image"])
+            images[index] = record["image"]
             labels[index] = record["label"]
     return images, labels
 
 
-def _reported_chunks(title: str, count: int) -> Iterator[range]:
-    """Cuts `range(count)` into chunks and, when they take long, says how far they are."""
-    started = reported = time.monotonic()
-    for start in range(0, count, _RECORDS_PER_READ):
-        chunk = range(start, min(start + _RECORDS_PER_READ, count))
-        yield chunk
-        now = time.monotonic()
-        if now - reported >= _SECONDS_BETWEEN_REPORTS:
-            reported = now
-            rate = chunk.stop / (now - started)
-            print(
-                f"{title}: {chunk.stop:,} of {count:,} records, {rate:,.0f} a second, "
-                f"{(count - chunk.stop) / rate:,.0f} s left",
-                file=sys.stderr,
-            )
+# The files of a set -----------------------------------------------------------------------------
+
+
+def opened(images: ImageSet, data_dir: Any, decode: bool = True) -> dict[str, Any]:
+    """The records on disk of the splits for training and for testing, with random access.
+
+    Without `decode`, images stay the bytes of their files.
+
+    Raises:
+        UsageError: the set is not prepared in `data_dir`, or is not whole.
+    """
+    import tensorflow_datasets as tfds
+
+    folder = tfds.core.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
+    title, prepared = f"{images.name}:{images.version}", folder / images.name / images.version
+    remedy = (
+        f"(this step needs TensorFlow) with `tfds build {title} --file_format=array_record "
+        f"--data_dir={folder}`"
+    )
+    if not prepared.exists() or not any(prepared.glob("*.array_record*")):
+        raise UsageError(
+            f"{images.name} {images.version} is not prepared: no ArrayRecord file in {prepared}. "
+            f"Pass the data_dir that holds {images.name}/{images.version}, or prepare it {remedy}, "
+            "or load 'digits', which needs no files."
+        )
+    splits = ("train", images.test_split)
+    if problem := _problem(title, folder, prepared, splits):
+        raise UsageError(
+            f"{images.name} {images.version} is not whole: {problem}. Copy it into {prepared} "
+            f"again, or remove that folder and prepare it {remedy}."
+        )
+    decoders = None if decode else {"image": tfds.decode.SkipDecoding()}
+    return {
+        split: tfds.data_source(
+            title, split=split, data_dir=folder, download=False, decoders=decoders
+        )
+        for split in splits
+    }
+
+
+def _problem(title: str, folder: Any, prepared: Any, splits: tuple[str, ...]) -> str:
+    """What is wrong with the first of the files with which something is, or nothing."""
+    import tensorflow_datasets as tfds
+
+    if not (prepared / "dataset_info.json").exists():
+        return "dataset_info.json is missing"
+    found = tfds.builder(title, data_dir=folder).info.splits
+    files = [file for split in splits for file in found[split].file_instructions]
+    with ThreadPoolExecutor(32) as threads:  # a disk of the cloud takes its time for each
+        return next(filter(None, threads.map(_problem_of_file, files)), "")
+
+
+def _problem_of_file(file: Any) -> str:
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    path = Path(file.filename)
+    if not path.exists():
+        return f"{path.name} is missing"
+    try:
+        reader = ArrayRecordReader(str(path))
+        found = reader.num_records()
+        reader.close()
+    except RuntimeError:
+        return f"{path.name} is cut off or damaged"
+    wanted = file.examples_in_shard
+    return "" if found == wanted else f"{path.name} has {found} records instead of {wanted}"

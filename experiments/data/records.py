@@ -1,7 +1,7 @@
-"""Records held in memory, whatever they are: a tree of arrays whose first axis counts them.
+"""Records, whatever they are: a tree of arrays whose first axis counts them.
 
-A set is read once into NumPy arrays. The order of its batches depends on nothing but a key, so a
-resumed run sees the batches it would have seen.
+In the place of the arrays there can be anything with a length and with slices: records on disk. The
+order of batches depends on nothing but a key, so a resumed run sees those it would have seen.
 """
 
 from typing import Any, NamedTuple, TypeAlias

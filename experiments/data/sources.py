@@ -4,6 +4,7 @@ A `Source` serves training through a `Feed`: before each call of the compiled pr
 out a payload, from which the program takes the records of one or more steps. Which records a step
 sees is a function of a key and the step's number alone, so a resumed run sees what it would have
 seen. `Held` keeps all records on the devices: a payload is all of them and the order of an epoch.
+`Streamed` reads those of one step, ahead of it.
 """
 
 import functools
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.data.records import Records, count, epoch_batches
+from experiments.data.streamed import Stored, Streamed
 from experiments.devices import Devices
 
 Payload: TypeAlias = Any
@@ -36,6 +38,10 @@ class Feed(Protocol):
         """The records of one step, shared among the devices; inside `jax.jit`."""
         ...
 
+    def close(self) -> None:
+        """Nothing is asked for any more."""
+        ...
+
 
 class Source(Protocol):
     """Records of one split."""
@@ -56,6 +62,11 @@ class Source(Protocol):
     def first(self, number: int) -> Records:
         """The first records, on every device."""
         ...
+
+
+def source(records: Records | Stored, devices: Devices) -> Source:
+    """Arrays lie on the devices, what is on disk stays there."""
+    return Streamed(records, devices) if isinstance(records, Stored) else Held(records, devices)
 
 
 class Held:
@@ -114,6 +125,9 @@ class HeldFeed:
         """Those that the order has for this step."""
         records, order = payload
         return _picked(records, order[step % self._in_epoch], self._devices)
+
+    def close(self) -> None:
+        """Nothing runs here."""
 
 
 def _picked(records: Records, indices: jax.Array, devices: Devices) -> Records:

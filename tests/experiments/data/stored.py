@@ -5,12 +5,14 @@ import io
 import numpy as np
 from PIL import Image
 
+from benchmarks import image_sets
+
 # name, version, image shape (None: sizes vary), split -> records
 PREPARED = [
     ("mnist", "3.0.1", (28, 28, 1), {"train": 9, "test": 3}),
     ("cifar10", "3.0.2", (32, 32, 3), {"train": 6, "test": 2}),
     ("cifar100", "3.0.2", (32, 32, 3), {"train": 5, "test": 2}),
-    ("imagenet2012", "5.1.0", (None, None, 3), {"train": 4, "validation": 2}),
+    ("imagenet2012", "5.1.0", (None, None, 3), {"train": 25, "validation": 11}),
 ]
 
 
@@ -21,36 +23,26 @@ def record_image(label, image_shape):
     return np.random.default_rng(label).integers(0, 256, shape, dtype=np.uint8)
 
 
-def encoded(image):
+def encoded(image, form="png"):
+    """The bytes of a file."""
     file = io.BytesIO()
-    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(file, "png")
-    file.seek(0)
-    return file
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(file, form)
+    return file.getvalue()
 
 
-def prepare(folder, name, version, image_shape, splits):
-    """Writes a small set under the name of a stock one, as TFDS does, without TensorFlow."""
+def prepare(folder, name, version, image_shape, splits, shards=1):
+    """Writes a small set under the name of a stock one; each label comes once a split."""
     import tensorflow_datasets as tfds
 
-    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        VERSION = tfds.core.Version(version)
-        url_infos = {}  # noqa: RUF012 (nothing to download, so no checksums to look for)
+    features = {
+        "image": tfds.features.Image(shape=image_shape),
+        "label": tfds.features.ClassLabel(num_classes=100),
+    }
 
-        def _info(self):
-            features = {
-                "image": tfds.features.Image(shape=image_shape),
-                "label": tfds.features.ClassLabel(num_classes=10),
-            }
-            return tfds.core.DatasetInfo(
-                builder=self, features=tfds.features.FeaturesDict(features)
-            )
+    def records(count):
+        for label in range(count):
+            image = io.BytesIO(encoded(record_image(label, image_shape)))
+            yield {"image": image, "label": label}
 
-        def _split_generators(self, dl_manager):
-            return {split: self._generate_examples(count) for split, count in splits.items()}
-
-        def _generate_examples(self, count):
-            for label in range(count):
-                yield label, {"image": encoded(record_image(label, image_shape)), "label": label}
-
-    Builder.name = name
-    Builder(data_dir=folder, file_format="array_record").download_and_prepare()
+    of_splits = {split: records(count) for split, count in splits.items()}
+    image_sets.prepare(folder, name, version, features, of_splits, shards)

@@ -1,5 +1,8 @@
 """Sets as TensorFlow Datasets prepares them."""
 
+import re
+import shutil
+
 import chex
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +10,9 @@ import pytest
 
 from experiments import data
 from experiments.data import prepared as reading
+from experiments.data import progress
 from experiments.usage import UsageError
-from tests.experiments.data.stored import PREPARED, record_image
+from tests.experiments.data.stored import PREPARED, prepare, record_image
 
 
 @pytest.fixture
@@ -61,16 +65,13 @@ def test_cache_answers_without_reading(prepared, tmp_path, no_reading):
     cache = tmp_path / "made" / "when needed"
     whole = data.load("mnist", prepared, cache_dir=cache)
     limited = data.load("mnist", prepared, cache_dir=cache, limit=4)
-    small = data.load("imagenet2012", prepared, cache_dir=cache, image_size=8)
     assert sorted(path.name for path in cache.iterdir()) == [
-        "imagenet2012-5.1.0-8px.npz",
         "mnist-3.0.1-first4.npz",
         "mnist-3.0.1.npz",
     ]
     no_reading()
     assert_same(data.load("mnist", cache_dir=cache), whole)
     assert_same(data.load("mnist", cache_dir=cache, limit=4), limited)
-    assert_same(data.load("imagenet2012", cache_dir=cache, image_size=8), small)
 
 
 def test_interrupted_write_leaves_no_cache(prepared, tmp_path, monkeypatch):
@@ -86,7 +87,7 @@ def test_interrupted_write_leaves_no_cache(prepared, tmp_path, monkeypatch):
 
 def test_long_reads_report_rate_and_time_left(prepared, monkeypatch, capsys):
     monkeypatch.setattr(reading, "_RECORDS_PER_READ", 4)
-    monkeypatch.setattr(reading, "_SECONDS_BETWEEN_REPORTS", 0.0)
+    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_REPORTS", 0.0)
     data.load("mnist", prepared)
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mnist")]
     counts = [line.split(" records, ")[0] for line in lines]
@@ -113,6 +114,8 @@ def test_long_reads_report_rate_and_time_left(prepared, monkeypatch, capsys):
         ("imagenet2012", {"image_sise": 64}, "has no option .*did you mean image_size"),
         ("imagenet2012", {"image_size": "64"}, "image_size of imagenet2012 must be of type int"),
         ("imagenet2012", {"image_size": 0}, "image_size must be at least 1, got 0"),
+        ("imagenet2012", {"workers": -1}, "workers must be at least 0, got -1"),
+        ("imagenet2012", {"limit": 26}, "limit must be between 1 and the 25 training records: 26"),
     ],
 )
 def test_what_cannot_be_loaded_is_said(prepared, tmp_path, name, options, message):
@@ -130,3 +133,53 @@ def test_unprepared_set_is_an_error_with_the_remedy(tmp_path, folder):
     assert str(tmp_path / folder / "mnist" / "3.0.1") in str(error.value)
     assert "tfds build mnist:3.0.1 --file_format=array_record" in str(error.value)
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory):
+    """A folder with a set of two files a split."""
+    folder = tmp_path_factory.mktemp("sharded")
+    prepare(folder, *PREPARED[0], shards=2)
+    return folder
+
+
+def remove(file, other):
+    file.unlink()
+
+
+def cut_off(file, other):
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def empty(file, other):
+    file.write_bytes(b"")
+
+
+def exchange(file, other):
+    shutil.copy(other, file)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (remove, "{} is missing"),
+        (cut_off, "{} is cut off or damaged"),
+        (empty, "{} is cut off or damaged"),
+        (exchange, "{} has 2 records instead of 5"),
+    ],
+)
+def test_half_written_set_is_an_error_that_names_the_file(sharded, tmp_path, damage, message):
+    shutil.copytree(sharded, tmp_path, dirs_exist_ok=True)
+    folder = tmp_path / "mnist" / "3.0.1"
+    name = "mnist-train.array_record-00001-of-00002"
+    damage(folder / name, folder / "mnist-test.array_record-00000-of-00002")
+    said = f"mnist 3.0.1 is not whole: {message.format(name)}. Copy it into {folder} again"
+    with pytest.raises(UsageError, match=re.escape(said)):
+        data.load("mnist", tmp_path)
+
+
+def test_set_without_its_description_is_not_whole(sharded, tmp_path):
+    shutil.copytree(sharded, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "mnist" / "3.0.1" / "dataset_info.json").unlink()
+    with pytest.raises(UsageError, match=r"is not whole: dataset_info\.json is missing"):
+        data.load("mnist", tmp_path)
