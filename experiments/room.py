@@ -13,8 +13,6 @@ from experiments.phases.base import Network
 from experiments.tasks import Tree
 from experiments.usage import UsageError
 
-_EVALUATION_BATCH = 1000
-
 
 class Room:
     """Calls the model for a task; records lie on all devices, which share each batch."""
@@ -108,7 +106,7 @@ class Room:
     def _scores_of(self, weights, rest, records):
         model = self._model(weights, rest)
         count, devices = data.count(records), self.on_all.mesh.size
-        size = devices * -(-min(_EVALUATION_BATCH, count) // devices)
+        size = devices * -(-min(self.task.records_at_once, count) // devices)
         batches = jnp.arange(-(-count // size) * size).reshape(-1, size)
         # Indices past the last record clamp to it, and don't count.
         of_batch = lambda indices: self.task.scores(model, self._gathered(records, indices))

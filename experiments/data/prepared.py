@@ -83,7 +83,7 @@ def _read(images: ImageSet, data_dir, limit, convert) -> _Arrays:
     import tensorflow_datasets as tfds
 
     folder = tfds.core.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
-    _check_prepared(folder, images.name, images.version)
+    check_prepared(folder, images.name, images.version, instead="digits")
     train, test = (
         tfds.data_source(
             f"{images.name}:{images.version}", split=split, data_dir=folder, download=False
@@ -98,7 +98,8 @@ def _read(images: ImageSet, data_dir, limit, convert) -> _Arrays:
     )
 
 
-def _check_prepared(folder: Any, name: str, version: str) -> None:
+def check_prepared(folder: Any, name: str, version: str, instead: str) -> None:
+    """Raises a UsageError, which names another set, if this one has no files in the folder."""
     prepared = folder / name / version
     if prepared.exists() and any(prepared.glob("*.array_record*")):
         return
@@ -106,7 +107,7 @@ def _check_prepared(folder: Any, name: str, version: str) -> None:
         f"{name} {version} is not prepared: no ArrayRecord file in {prepared}. Pass the data_dir "
         f"that holds {name}/{version}, or prepare it (this step needs TensorFlow) with "
         f"`tfds build {name}:{version} --file_format=array_record --data_dir={folder}`, or load "
-        "'digits', which needs no files."
+        f"{instead!r}, which needs no files."
     )
 
 
@@ -119,14 +120,14 @@ def _read_records(
 ) -> tuple[np.ndarray, np.ndarray]:
     images = np.empty((count, *image_shape), np.uint8)
     labels = np.empty(count, np.int32)
-    for indices in _reported_chunks(title, count):
+    for indices in reported_chunks(title, count):
         for index, record in zip(indices, source.__getitems__(indices), strict=True):
             images[index] = convert(record["image"])
             labels[index] = record["label"]
     return images, labels
 
 
-def _reported_chunks(title: str, count: int) -> Iterator[range]:
+def reported_chunks(title: str, count: int) -> Iterator[range]:
     """Cuts `range(count)` into chunks and, when they take long, says how far they are."""
     started = reported = time.monotonic()
     for start in range(0, count, _RECORDS_PER_READ):

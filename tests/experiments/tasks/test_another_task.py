@@ -40,6 +40,7 @@ class Bigram(nnx.Module):
 class NextByte:
     """Records are {"text": int32 (records, length)}."""
 
+    records_at_once = 1000
     metric = Metric("bits", higher_is_better=False)
 
     def build(self, model, rngs):
