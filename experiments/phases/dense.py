@@ -6,18 +6,26 @@ import jax
 import optax
 
 import jaxprune as jp
-from experiments.phases.base import BatchLoss, Network, Tree, check_choice, decayed, sgd
-
-_OPTIMIZERS = {"sgd": sgd, "adam": optax.adam}
+from experiments.phases.base import (
+    OPTIMIZERS,
+    BatchLoss,
+    Network,
+    Tree,
+    check_choice,
+    clipped,
+    decayed,
+    descent,
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Dense:
     """Training of all weights, by default with SGD with momentum under a cosine.
 
-    `optimizer` is "sgd" (momentum 0.9) or "adam"; weight decay is an L2 term in the gradient of
-    either. `decay` of the learning rate is "cosine", "constant", or the fractions of the phase at
-    which it is divided by 10.
+    `optimizer` is "sgd" (momentum 0.9) or "adam", whose weight decay is an L2 term in the gradient,
+    or "adamw" (b2 0.95), whose weights decay by themselves. The learning rate rises during the
+    fraction `warmup` of the phase; `decay` is then "cosine", "constant", or the fractions at which
+    it is divided by 10. Gradients have a global norm of at most `clip`.
     """
 
     epochs: int
@@ -26,11 +34,15 @@ class Dense:
     weight_decay: float = 5e-4
     optimizer: str = "sgd"
     decay: str | tuple[float, ...] = "cosine"
+    warmup: float = 0.0
+    clip: float | None = None
     name: str = "dense"
     needs_heldout = False
 
     def __post_init__(self):
-        check_choice("optimizer", self.optimizer, [*_OPTIMIZERS])
+        check_choice("optimizer", self.optimizer, [*OPTIMIZERS])
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"warmup must be a fraction in [0, 1), got {self.warmup}")
         if isinstance(self.decay, str) and self.decay not in ("cosine", "constant"):
             raise ValueError(
                 f"decay must be 'cosine', 'constant' or a tuple of fractions, got {self.decay!r}"
@@ -42,10 +54,12 @@ class Dense:
 
     def links(self, network: Network, sparsity: float, steps: int, room):
         """An optax transformation of what `begin` gave."""
-        return optax.chain(
-            optax.add_decayed_weights(self.weight_decay),
-            _OPTIMIZERS[self.optimizer](decayed(self.learning_rate, self.decay, steps)),
-        )
+        return optax.chain(clipped(self.clip), self.descent(steps))
+
+    def descent(self, steps: int) -> optax.GradientTransformation:
+        """The optimizer with its learning rate over the phase."""
+        rate = decayed(self.learning_rate, self.decay, steps, self.warmup)
+        return descent(self.optimizer, rate, self.weight_decay)
 
     def gradients(self, weights: Tree, rest: Tree, loss_of: BatchLoss, key, progress):
         """(loss, new rest, gradients) of one batch; `progress` rises from 0 to 1."""
