@@ -29,18 +29,39 @@ def encoded(image):
 
 
 def prepare(folder, name, version, image_shape, splits):
-    """Writes a small set under the name of a stock one, as TFDS does, without TensorFlow."""
+    """Writes a small set of images under the name of a stock one."""
+    import tensorflow_datasets as tfds
+
+    features = {
+        "image": tfds.features.Image(shape=image_shape),
+        "label": tfds.features.ClassLabel(num_classes=10),
+    }
+
+    def record(label):
+        return {"image": encoded(record_image(label, image_shape)), "label": label}
+
+    _prepare(folder, name, None, version, features, record, splits)
+
+
+def prepare_text(folder, name, config, version, splits):
+    """Writes a small set of documents, such as `document 3`, under the name of a stock one."""
+    import tensorflow_datasets as tfds
+
+    features = {"text": tfds.features.Text()}
+    record = lambda number: {"text": f"document {number}"}
+    _prepare(folder, name, config, version, features, record, splits)
+
+
+def _prepare(folder, name, config, version, features, record, splits):
+    """Writes records as TFDS does, without TensorFlow."""
     import tensorflow_datasets as tfds
 
     class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version(version)
+        BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=config)] if config else []
         url_infos = {}  # noqa: RUF012 (nothing to download, so no checksums to look for)
 
         def _info(self):
-            features = {
-                "image": tfds.features.Image(shape=image_shape),
-                "label": tfds.features.ClassLabel(num_classes=10),
-            }
             return tfds.core.DatasetInfo(
                 builder=self, features=tfds.features.FeaturesDict(features)
             )
@@ -49,8 +70,8 @@ def prepare(folder, name, version, image_shape, splits):
             return {split: self._generate_examples(count) for split, count in splits.items()}
 
         def _generate_examples(self, count):
-            for label in range(count):
-                yield label, {"image": encoded(record_image(label, image_shape)), "label": label}
+            for number in range(count):
+                yield number, record(number)
 
     Builder.name = name
     Builder(data_dir=folder, file_format="array_record").download_and_prepare()
