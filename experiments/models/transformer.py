@@ -49,7 +49,7 @@ class Decoder(nnx.Module):
 
     def __init__(self, size: Size, scanned: bool = False, *, rngs: nnx.Rngs):
         self.embedding = nnx.Embed(BYTES, size.width, dtype=size.dtype, rngs=rngs)
-        self.layers = _stack(size, rngs) if scanned else _list(size, rngs)
+        self.layers: Any = _stack(size, rngs) if scanned else _list(size, rngs)
         self.norm = _norm(size, rngs)
         self.scanned = scanned
         self.scale = math.sqrt(size.width)  # the table's rows have norm 1, the stream's entries too

@@ -7,7 +7,6 @@ simplest. One that trains nothing is a `OneShot`. Everything is composed of publ
 functions of jaxprune and optax.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -23,12 +22,6 @@ BatchLoss = Callable[[Tree, Tree], tuple[jax.Array, Tree]]
 
 # Which leaves can be pruned, by their paths: embeddings, biases and norms stay.
 KERNELS = "kernel"
-
-OPTIMIZERS = {
-    "sgd": functools.partial(optax.sgd, momentum=0.9),
-    "adam": optax.adam,
-    "adamw": functools.partial(optax.adamw, b2=0.95),
-}
 
 
 class Network(NamedTuple):
@@ -79,41 +72,9 @@ def nonzero(weights: Tree, mask: Tree) -> Tree:
     return jax.tree.map(lambda weight, keep: None if keep is None else weight != 0, weights, mask)
 
 
-def decayed(
-    peak: float, decay: str | tuple[float, ...], steps: int, warmup: float = 0.0
-) -> optax.Schedule:
-    """The learning rate over a phase: "cosine", "constant", or a tenth at these fractions of it.
-
-    It rises linearly in the first `warmup` of the phase; the rest is for what comes then.
-    """
-    if warmup:
-        first = max(round(warmup * steps), 1)
-        after = decayed(peak, decay, steps - first)
-        return optax.join_schedules([optax.linear_schedule(0.0, peak, first), after], [first])
-    if decay == "cosine":
-        return optax.cosine_decay_schedule(peak, steps)
-    falls = () if isinstance(decay, str) else decay
-    return optax.piecewise_constant_schedule(peak, {round(at * steps): 0.1 for at in falls})
-
-
 def rising(sparsity: float, dense_until: float, reached_at: float, steps: int) -> optax.Schedule:
     """The sparsity over a phase: 0, then rising to its end between these fractions of it."""
     return jp.cubic_sparsity(sparsity, round(dense_until * steps), round(reached_at * steps))
-
-
-def descent(
-    optimizer: str, learning_rate: optax.Schedule, weight_decay: float
-) -> optax.GradientTransformation:
-    """One of `OPTIMIZERS`; weight decay is in the gradient, but of "adamw" beside it."""
-    make = OPTIMIZERS[optimizer]
-    if optimizer == "adamw":
-        return make(learning_rate, weight_decay=weight_decay)
-    return optax.chain(optax.add_decayed_weights(weight_decay), make(learning_rate))
-
-
-def clipped(norm: float | None) -> optax.GradientTransformation:
-    """Gradients of at most this global norm, or as they are."""
-    return optax.identity() if norm is None else optax.clip_by_global_norm(norm)
 
 
 def partition(**links: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:

@@ -7,15 +7,15 @@ import jax.numpy as jnp
 import optax
 
 import jaxprune as jp
-from experiments.phases.base import check_choice, clipped, decayed, kept, partition, rising
-from experiments.phases.dense import Dense
+from experiments.phases.base import check_choice, kept, partition, rising
+from experiments.phases.descent import Descent, decayed
 
 
 @dataclasses.dataclass(frozen=True)
-class Search(Dense):
+class Search(Descent):
     """ProbMask: keep probabilities trained beside the weights under one global budget.
 
-    Weights are trained as by `Dense`. Fractions are of the phase's steps. With
+    Weights are trained as in dense training. Fractions are of the phase's steps. With
     `train_weights=False` the weights stay as they were initialised, and the outcome is a supermask:
     then start below probability 1.
     """
@@ -53,7 +53,7 @@ class Search(Dense):
     def links(self, network, sparsity, steps, room):
         """As for dense training of weights, projected Adam for probabilities, both clipped."""
         schedule = rising(sparsity, self.dense_until, self.reach_sparsity_at, steps)
-        jointly, apart = clipped(self.clip), clipped(None)
+        jointly, apart = self.clipping(), optax.identity()
         if not self.clip_jointly:
             jointly, apart = apart, jointly
         weights = self.descent(steps) if self.train_weights else optax.set_to_zero()
