@@ -1,4 +1,4 @@
-"""Sets of images as TensorFlow Datasets prepares them, written without TensorFlow."""
+"""Sets as TensorFlow Datasets prepares them, written without TensorFlow."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,12 +12,14 @@ def prepare(
     features: dict[str, Any],
     splits: dict[str, Iterable[dict[str, Any]]],
     shards: int = 1,
+    config: str | None = None,
 ) -> None:
     """Writes the records of each split as the set of this name, in so many files a split."""
     import tensorflow_datasets as tfds
 
     class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version(version)
+        BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=config)] if config else []
         url_infos = {}  # noqa: RUF012 (nothing to download, so no checksums to look for)
 
         def _info(self):

@@ -29,8 +29,9 @@ class Room:
         self.train = data.source(dataset.train, devices)
         self.test = data.source(dataset.test, devices)
         self.heldout = data.source(heldout, devices)
-        self.test_scores = self.test.scorer(self._scores)
-        self._heldout_scores = self.heldout.scorer(self._scores)
+        at_once = self.task.records_at_once
+        self.test_scores = self.test.scorer(self._scores, at_once)
+        self._heldout_scores = self.heldout.scorer(self._scores, at_once)
 
     def check(self, phase: Any) -> None:
         """Raises a UsageError if the phase can't train on these records and devices."""

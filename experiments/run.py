@@ -39,6 +39,7 @@ from experiments.devices import Devices
 from experiments.experiment import Experiment, definitions, with_epochs, with_setting
 from experiments.log import Log, announced
 from experiments.phases import Network
+from experiments.phases.base import KERNELS
 from experiments.room import Room
 from experiments.tasks import Task
 from experiments.usage import Parser, UsageError, exit_with_one_line
@@ -121,9 +122,9 @@ def run(
 
 
 def initial_network(model: str, task: Task, key: jax.Array) -> tuple[Network, nnx.GraphDef]:
-    """A model at its random initialisation, with a mask that keeps everything."""
+    """A model at its random initialisation, with a mask that keeps all of its kernels."""
     graph, weights, rest = nnx.split(task.build(model, nnx.Rngs(key)), nnx.Param, ...)
-    return Network(weights, rest, jp.prunable(weights)), graph
+    return Network(weights, rest, jp.prunable(weights, KERNELS)), graph
 
 
 def applied(phase: Any, network: Network, experiment: Experiment, room: Room) -> Network:

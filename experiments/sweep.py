@@ -8,7 +8,7 @@
 Without --sparsities and --vary each config is run over its own `grid`, if the file defines one: a
 list of settings, each a dict such as {"sparsity": 0.9} or {"threshold.value": 0.1}. Further flags
 go to `experiments.run`. Each run has its own folder beneath --out; finished ones are not repeated,
-nor are the first phases that runs have in common.
+nor are the first phases that runs have in common, nor is what takes long to compile.
 """
 
 import argparse
@@ -18,6 +18,8 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import jax
 
 from experiments import figures, processes, run
 from experiments.experiment import config_name, definitions
@@ -40,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> str:
         of_run = run.parse([flags.configs[0], *others])
         processes.start(of_run.coordinator, of_run.processes, of_run.process)
     folder = Path(flags.out)
+    keep_compiled(folder.absolute() / "compiled")
     cells = planned(flags, others)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -76,6 +79,12 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
     _, unknown = of_run.parse_known_args([flags.configs[0], *others])
     of_run.check_known(unknown, parser.flags)
     return flags, others
+
+
+def keep_compiled(folder: Path) -> None:
+    """Keeps compiled programs there, unless the environment says where: seeds share them."""
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def planned(flags: argparse.Namespace, others: list[str]) -> list[Cell]:
@@ -176,13 +185,14 @@ def _macs(result: dict) -> int | None:
 def as_markdown(rows: list[dict]) -> str:
     """The rows as a Markdown table."""
     metric = rows[0]["metric"]
-    unit = ", %" if metric.fraction else ""
+    unit, digits = (", %", 2) if metric.fraction else ("", 3)
+    number = lambda value: f"{value:.{digits}f}"
     columns = {
         "config": lambda row: row["name"],
         "settings": lambda row: row["settings"],
-        f"test {metric.name}{unit}": lambda row: f"{row['mean']:.2f} ± {row['spread']:.2f}",
-        "each seed": lambda row: " / ".join(f"{each:.2f}" for each in row["values"]),
-        f"held out{unit}": lambda row: f"{row['heldout']:.2f}" if "heldout" in row else "",
+        f"test {metric.name}{unit}": lambda row: f"{number(row['mean'])} ± {number(row['spread'])}",
+        "each seed": lambda row: " / ".join(map(number, row["values"])),
+        f"held out{unit}": lambda row: number(row["heldout"]) if "heldout" in row else "",
         "weights kept": lambda row: _each(row["kept"]),
         "MACs": lambda row: _each(row.get("macs", [])),
         "seconds": lambda row: f"{row['seconds']:.0f}",

@@ -1,10 +1,11 @@
 """The data sets, in memory or on disk: a file a set or family, a line here a set."""
 
+import functools
 import inspect
 import os
 from typing import Any
 
-from experiments.data import cifar, digits, imagenet, mnist
+from experiments.data import cifar, digits, imagenet, mnist, text
 from experiments.data.records import Dataset, count, holdout
 from experiments.data.sources import Feed, Held, Source, source
 from experiments.data.streamed import Stored, Streamed
@@ -31,6 +32,11 @@ _LOADERS = {
     "cifar10": cifar.load_10,
     "cifar100": cifar.load_100,
     "imagenet2012": imagenet.load,
+    "python": text.load_python,
+    **{
+        each.name: functools.partial(text.load_prepared, each)
+        for each in (text.LM1B, text.TINY_SHAKESPEARE, text.WIKI40B_EN, text.C4_EN)
+    },
 }
 
 
@@ -44,20 +50,24 @@ def load(
 ) -> Dataset:
     """A set in host memory; `imagenet2012` stays on disk and is read while it is needed.
 
-    `digits` comes with scikit-learn. The other sets are read with `tfds.data_source`, without
+    `digits` comes with scikit-learn, `python` is the source of Python's standard library as it lies
+    on this machine. The other sets are read with `tfds.data_source`, without
     TensorFlow, from ArrayRecord files that were prepared before; nothing is downloaded.
 
     Args:
-        name: 'digits', 'mnist', 'cifar10', 'cifar100' or 'imagenet2012'.
+        name: of images 'digits', 'mnist', 'cifar10', 'cifar100' or 'imagenet2012'; of text
+            'python', 'lm1b', 'tiny_shakespeare', 'wiki40b/en' or 'c4/en'.
         data_dir: the folder with the prepared sets; by default that of TensorFlow Datasets.
-        cache_dir: where to keep the decoded arrays of a set that is held in memory, so that the
+        cache_dir: where to keep the decoded images of a set that is held in memory, so that the
             next call takes a moment. The file is named by set, version and `limit`, not by
             `data_dir`.
         limit: keep only so many training records, the first ones; they are stored shuffled. The
             test records all stay.
         **chosen: the set's own options: `standardize=False` leaves pixels in [0, 1];
             `image_size` is the height and width in pixels of `imagenet2012`, 224 by default, and
-            `workers` the number of processes that read it, by default none but threads.
+            `workers` the number of processes that read it, by default none but threads; `context`
+            is how many bytes of text a model sees, 256 by default, and `test_records` how many
+            records of the test text are kept.
 
     Raises:
         UsageError: unknown `name` or option, `limit` outside 1..training records, or a set that is

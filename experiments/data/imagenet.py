@@ -45,6 +45,8 @@ def load(
         UsageError: an `image_size` that is not positive, a negative number of `workers`, a set that
             is not prepared in `data_dir` or not whole, or a `limit` out of range.
     """
+    import tensorflow_datasets as tfds
+
     for name, value, least in (("image_size", image_size, 1), ("workers", workers, 0)):
         if value < least:
             raise UsageError(f"{name} must be at least {least}, got {value}")
@@ -59,7 +61,9 @@ def load(
             functools.partial(evaluation_record, size=image_size),
             workers,
         )
-        for split, source in prepared.opened(images, data_dir, decode=False).items()
+        for split, source in prepared.opened(
+            images, data_dir, instead="digits", decoders={"image": tfds.decode.SkipDecoding()}
+        ).items()
     )
     task = task if standardize else task.without_standardization()
     return Dataset(images.name, task, first(train, limit), test)

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -77,7 +77,7 @@ def _cached(path: Path, read: Callable[[], _Arrays]) -> _Arrays:
 
 
 def _read(images: ImageSet, data_dir, limit) -> _Arrays:
-    train, test = opened(images, data_dir).values()
+    train, test = opened(images, data_dir, instead="digits").values()
     shape = images.task.image_shape
     train_count = checked_limit(limit, len(train))
     return _Arrays(
@@ -101,10 +101,31 @@ def _read_records(
 # The files of a set -----------------------------------------------------------------------------
 
 
-def opened(images: ImageSet, data_dir: Any, decode: bool = True) -> dict[str, Any]:
+class Named(Protocol):
+    """What a set is known by."""
+
+    @property
+    def name(self) -> str:
+        """As TensorFlow Datasets calls it."""
+        ...
+
+    @property
+    def version(self) -> str:
+        """Such as 3.0.1."""
+        ...
+
+    @property
+    def test_split(self) -> str:
+        """The split that isn't `train`."""
+        ...
+
+
+def opened(
+    known: Named, data_dir: Any, *, instead: str, decoders: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """The records on disk of the splits for training and for testing, with random access.
 
-    Without `decode`, images stay the bytes of their files.
+    An error names the set `instead`, which needs no files.
 
     Raises:
         UsageError: the set is not prepared in `data_dir`, or is not whole.
@@ -112,24 +133,23 @@ def opened(images: ImageSet, data_dir: Any, decode: bool = True) -> dict[str, An
     import tensorflow_datasets as tfds
 
     folder = tfds.core.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
-    title, prepared = f"{images.name}:{images.version}", folder / images.name / images.version
+    title, prepared = f"{known.name}:{known.version}", folder / known.name / known.version
     remedy = (
         f"(this step needs TensorFlow) with `tfds build {title} --file_format=array_record "
         f"--data_dir={folder}`"
     )
     if not prepared.exists() or not any(prepared.glob("*.array_record*")):
         raise UsageError(
-            f"{images.name} {images.version} is not prepared: no ArrayRecord file in {prepared}. "
-            f"Pass the data_dir that holds {images.name}/{images.version}, or prepare it {remedy}, "
-            "or load 'digits', which needs no files."
+            f"{known.name} {known.version} is not prepared: no ArrayRecord file in {prepared}. "
+            f"Pass the data_dir that holds {known.name}/{known.version}, or prepare it {remedy}, "
+            "or load {instead!r}, which needs no files."
         )
-    splits = ("train", images.test_split)
+    splits = ("train", known.test_split)
     if problem := _problem(title, folder, prepared, splits):
         raise UsageError(
-            f"{images.name} {images.version} is not whole: {problem}. Copy it into {prepared} "
+            f"{known.name} {known.version} is not whole: {problem}. Copy it into {prepared} "
             f"again, or remove that folder and prepare it {remedy}."
         )
-    decoders = None if decode else {"image": tfds.decode.SkipDecoding()}
     return {
         split: tfds.data_source(
             title, split=split, data_dir=folder, download=False, decoders=decoders

@@ -20,8 +20,6 @@ from experiments.devices import Devices
 
 Payload: TypeAlias = Any
 
-_EVALUATION_BATCH = 1000
-
 
 class Feed(Protocol):
     """The records of a phase, batch by batch."""
@@ -55,8 +53,13 @@ class Source(Protocol):
         """Endless batches in random order, each record once an epoch."""
         ...
 
-    def scorer(self, scores_of: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-        """The function of arguments that gives `scores_of(*arguments, records)` of all records."""
+    def scorer(
+        self, scores_of: Callable[..., jax.Array], at_once: int
+    ) -> Callable[..., jax.Array]:
+        """The function of arguments that gives `scores_of(*arguments, records)` of all records.
+
+        About so many are `at_once` on the devices.
+        """
         ...
 
     def first(self, number: int) -> Records:
@@ -80,13 +83,15 @@ class Held:
         """Each epoch has an order of its own."""
         return HeldFeed(self._records, self._devices, batch, key)
 
-    def scorer(self, scores_of: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    def scorer(
+        self, scores_of: Callable[..., jax.Array], at_once: int
+    ) -> Callable[..., jax.Array]:
         """One program for all records, in batches that the devices share."""
         devices = self._devices
 
         @functools.partial(jax.jit, out_shardings=devices.everywhere)
         def scores(records, *arguments):
-            size = devices.sharing * -(-min(_EVALUATION_BATCH, self.count) // devices.sharing)
+            size = devices.sharing * -(-min(at_once, self.count) // devices.sharing)
             # Indices past the last record clamp to it, and don't count.
             batches = jnp.arange(-(-self.count // size) * size).reshape(-1, size)
             of_batch = lambda indices: scores_of(*arguments, _picked(records, indices, devices))

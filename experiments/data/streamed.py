@@ -26,7 +26,7 @@ from experiments.data.progress import chunks, reported
 from experiments.data.records import Records
 from experiments.devices import Devices
 
-_EVALUATION_BATCH = 128  # records on each device
+_ON_EACH = 128  # records of a batch in evaluation, at most
 _THREADS = min(16, os.cpu_count() or 1)
 
 
@@ -81,7 +81,9 @@ class Streamed:
         batches = _batches(records.random_map(self._records.train), batch, self._part)
         return StreamedFeed(self._records, batches, self._devices)
 
-    def scorer(self, scores_of: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    def scorer(
+        self, scores_of: Callable[..., jax.Array], at_once: int
+    ) -> Callable[..., jax.Array]:
         """One program for a batch; it runs while the next one is read."""
         of_batch = jax.jit(lambda records, *arguments: scores_of(*arguments, records))
         joined = jax.jit(
@@ -91,7 +93,8 @@ class Streamed:
 
         def scores(*arguments):
             sharing = self._devices.sharing
-            size = sharing * min(_EVALUATION_BATCH, -(-self.count // sharing))
+            most = min(at_once, _ON_EACH * sharing, self.count)
+            size = sharing * -(-most // sharing)
             cut = chunks(self.count, size)
             # The last batch is filled up with the first records again, which don't count.
             filled = self._records.source.repeat()[: len(cut) * size]

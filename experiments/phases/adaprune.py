@@ -9,6 +9,12 @@ import jax.numpy as jnp
 import jaxprune as jp
 from experiments.phases.base import Network, OneShot, Tree
 from experiments.phases.nm import Pattern
+from experiments.usage import UsageError
+
+_REMEDY = (
+    "Of layers in a loop nothing is seen: take the model whose name doesn't end in _scanned; or "
+    "choose other leaves with where"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +33,16 @@ class Reconstruct(Pattern, OneShot):
         """The network with its mask and new weights and biases."""
         start = time.perf_counter()
         mask = self.mask(network)
-        weights = jp.reconstruct(
+        try:
+            weights = self._reconstructed(network, mask, room)
+        except ValueError as error:
+            raise UsageError(f"{self.name}: {error}. {_REMEDY}") from error
+        jax.block_until_ready(weights)
+        print(f"{self.name}: {time.perf_counter() - start:.1f} s with compilation", flush=True)
+        return network._replace(weights=weights, mask=mask)
+
+    def _reconstructed(self, network, mask, room):
+        return jp.reconstruct(
             lambda weights, inputs: room.run(weights, network.rest, inputs, train=False)[0],
             network.weights,
             _without_dense_leaves(mask),
@@ -36,9 +51,6 @@ class Reconstruct(Pattern, OneShot):
             damping=self.damping,
             method=self.method,
         )
-        jax.block_until_ready(weights)
-        print(f"{self.name}: {time.perf_counter() - start:.1f} s with compilation", flush=True)
-        return network._replace(weights=weights, mask=mask)
 
 
 def _without_dense_leaves(mask: Tree) -> Tree:

@@ -7,7 +7,6 @@ simplest. One that trains nothing is a `OneShot`. Everything is composed of publ
 functions of jaxprune and optax.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -21,7 +20,8 @@ Tree: TypeAlias = Any
 # Mean loss of one batch: (weights, rest) -> (loss, rest).
 BatchLoss = Callable[[Tree, Tree], tuple[jax.Array, Tree]]
 
-sgd = functools.partial(optax.sgd, momentum=0.9)
+# Which leaves can be pruned, by their paths: embeddings, biases and norms stay.
+KERNELS = "kernel"
 
 
 class Network(NamedTuple):
@@ -71,12 +71,14 @@ def magnitudes(weights: Tree, mask: Tree) -> Tree:
     )
 
 
-def decayed(peak: float, decay: str | tuple[float, ...], steps: int) -> optax.Schedule:
-    """The learning rate over a phase: "cosine", "constant", or a tenth at these fractions of it."""
-    if decay == "cosine":
-        return optax.cosine_decay_schedule(peak, steps)
-    falls = () if isinstance(decay, str) else decay
-    return optax.piecewise_constant_schedule(peak, {round(at * steps): 0.1 for at in falls})
+def nonzero(weights: Tree, mask: Tree) -> Tree:
+    """Which weights aren't zero, where there is a mask."""
+    return jax.tree.map(lambda weight, keep: None if keep is None else weight != 0, weights, mask)
+
+
+def rising(sparsity: float, dense_until: float, reached_at: float, steps: int) -> optax.Schedule:
+    """The sparsity over a phase: 0, then rising to its end between these fractions of it."""
+    return jp.cubic_sparsity(sparsity, round(dense_until * steps), round(reached_at * steps))
 
 
 def partition(**links: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:

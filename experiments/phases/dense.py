@@ -6,35 +6,16 @@ import jax
 import optax
 
 import jaxprune as jp
-from experiments.phases.base import BatchLoss, Network, Tree, check_choice, decayed, sgd
-
-_OPTIMIZERS = {"sgd": sgd, "adam": optax.adam}
+from experiments.phases.base import BatchLoss, Network, Tree
+from experiments.phases.descent import Descent
 
 
 @dataclasses.dataclass(frozen=True)
-class Dense:
-    """Training of all weights, by default with SGD with momentum under a cosine.
+class Dense(Descent):
+    """Training of all weights."""
 
-    `optimizer` is "sgd" (momentum 0.9) or "adam"; weight decay is an L2 term in the gradient of
-    either. `decay` of the learning rate is "cosine", "constant", or the fractions of the phase at
-    which it is divided by 10.
-    """
-
-    epochs: int
-    batch: int = 256
-    learning_rate: float = 0.1
-    weight_decay: float = 5e-4
-    optimizer: str = "sgd"
-    decay: str | tuple[float, ...] = "cosine"
     name: str = "dense"
     needs_heldout = False
-
-    def __post_init__(self):
-        check_choice("optimizer", self.optimizer, [*_OPTIMIZERS])
-        if isinstance(self.decay, str) and self.decay not in ("cosine", "constant"):
-            raise ValueError(
-                f"decay must be 'cosine', 'constant' or a tuple of fractions, got {self.decay!r}"
-            )
 
     def begin(self, network: Network, sparsity: float) -> Tree:
         """What is trained."""
@@ -42,10 +23,7 @@ class Dense:
 
     def links(self, network: Network, sparsity: float, steps: int, room):
         """An optax transformation of what `begin` gave."""
-        return optax.chain(
-            optax.add_decayed_weights(self.weight_decay),
-            _OPTIMIZERS[self.optimizer](decayed(self.learning_rate, self.decay, steps)),
-        )
+        return optax.chain(self.clipping(), self.descent(steps))
 
     def gradients(self, weights: Tree, rest: Tree, loss_of: BatchLoss, key, progress):
         """(loss, new rest, gradients) of one batch; `progress` rises from 0 to 1."""

@@ -10,7 +10,7 @@ import optax
 
 import jaxprune as jp
 from experiments import structure
-from experiments.phases.base import Network, OneShot, Tree, check_choice
+from experiments.phases.base import KERNELS, Network, OneShot, Tree, check_choice
 from experiments.phases.dense import Dense
 
 _INPUTS_AND_OUTPUTS = ("inputs", "outputs")
@@ -46,7 +46,7 @@ class Regularize(Dense):
         """As for dense training, with the penalty in front."""
         by_channels = self.penalty == _OF_CHANNELS
         of = _channel_hoyer_square(network, room) if by_channels else _PENALTIES[self.penalty]
-        penalty = jp.add_penalty(of, self.strength)
+        penalty = jp.add_penalty(of, self.strength, where=None if by_channels else KERNELS)
         return optax.chain(penalty, super().links(network, sparsity, steps, room))
 
 
@@ -87,7 +87,9 @@ class Threshold(OneShot):
             "absolute": lambda x: 1.0,
         }[self.rule]
         axis = _INPUTS_AND_OUTPUTS if self.groups else None
-        mask = jp.threshold_mask(network.weights, lambda x: self.value * of_leaf(x), axis=axis)
+        mask = jp.threshold_mask(
+            network.weights, lambda x: self.value * of_leaf(x), axis=axis, where=KERNELS
+        )
         return network._replace(mask=structure.without_dead_units(mask) if self.chain else mask)
 
 

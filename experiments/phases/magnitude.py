@@ -1,9 +1,12 @@
-"""One-shot pruning of the smallest weights."""
+"""Pruning of the smallest weights of the whole network: at one stroke, or while it trains."""
 
 import dataclasses
 
+import optax
+
 import jaxprune as jp
-from experiments.phases.base import Network, OneShot, kept, magnitudes
+from experiments.phases.base import KERNELS, Network, OneShot, kept, magnitudes, nonzero, rising
+from experiments.phases.dense import Dense
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,5 +17,37 @@ class PruneMagnitudes(OneShot):
 
     def apply(self, network: Network, sparsity: float, room) -> Network:
         """The network with the mask of its largest weights."""
-        largest = magnitudes(network.weights, network.mask)
-        return network._replace(mask=jp.top_k_mask(largest, kept(largest, sparsity)))
+        return _pruned(network, sparsity)
+
+
+@dataclasses.dataclass(frozen=True)
+class PruneGradually(Dense):
+    """Training while the smallest weights go, more and more of them (Zhu and Gupta, 2017).
+
+    The mask is chosen anew every so many steps; what it prunes is zero and stays so. Fractions are
+    of the phase's steps.
+    """
+
+    dense_until: float = 0.16
+    reach_sparsity_at: float = 0.60
+    every: int = 10
+    name: str = "gradual"
+
+    def links(self, network, sparsity, steps, room):
+        """As for dense training, with the largest magnitudes kept."""
+        schedule = rising(sparsity, self.dense_until, self.reach_sparsity_at, steps)
+        keep = jp.keep_top_k(schedule, every=self.every, where=KERNELS)
+        return optax.chain(super().links(network, sparsity, steps, room), keep)
+
+    def current(self, weights, mask, key):
+        """The weights, and which of them aren't zero."""
+        return weights, nonzero(weights, mask)
+
+    def end(self, weights, network, sparsity, key, score):
+        """The trained network with its mask."""
+        return _pruned(network._replace(weights=weights), sparsity)
+
+
+def _pruned(network: Network, sparsity: float) -> Network:
+    largest = magnitudes(network.weights, network.mask)
+    return network._replace(mask=jp.top_k_mask(largest, kept(largest, sparsity)))

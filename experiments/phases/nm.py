@@ -6,7 +6,7 @@ import jax
 import optax
 
 import jaxprune as jp
-from experiments.phases.base import Network, OneShot, Tree, magnitudes
+from experiments.phases.base import KERNELS, Network, OneShot, Tree, magnitudes, nonzero
 from experiments.phases.dense import Dense
 
 
@@ -21,7 +21,7 @@ class Pattern:
     n: int = 2
     m: int = 4
     transposable: bool = False
-    where: str = "kernel"
+    where: str = KERNELS
 
     def mask(self, network: Network) -> Tree:
         """The network's mask, with the pattern of the largest magnitudes in the leaves chosen."""
@@ -71,9 +71,7 @@ class TrainPattern(Pattern, Dense):
 
     def current(self, weights, mask, key):
         """The weights, and which of them aren't zero."""
-        return weights, jax.tree.map(
-            lambda w, keep: keep if keep is None else w != 0, weights, mask
-        )
+        return weights, nonzero(weights, mask)
 
     def end(self, weights, network, sparsity, key, score):
         """The trained network with its mask."""

@@ -7,28 +7,26 @@ import jax.numpy as jnp
 import optax
 
 import jaxprune as jp
-from experiments.phases.base import check_choice, decayed, kept, partition, sgd
+from experiments.phases.base import check_choice, kept, partition, rising
+from experiments.phases.descent import Descent, decayed
 
 
 @dataclasses.dataclass(frozen=True)
-class Search:
+class Search(Descent):
     """ProbMask: keep probabilities trained beside the weights under one global budget.
 
-    Fractions are of the phase's steps. With `train_weights=False` the weights stay as they were
-    initialised, and the outcome is a supermask: then start below probability 1.
+    Weights are trained as in dense training. Fractions are of the phase's steps. With
+    `train_weights=False` the weights stay as they were initialised, and the outcome is a supermask:
+    then start below probability 1.
     """
 
-    epochs: int
-    batch: int = 256
-    learning_rate: float = 0.1
-    weight_decay: float = 5e-4
+    clip: float | None = 3.0
     probability_learning_rate: float = 6e-3
     start: float = 1.0
     dense_until: float = 0.16
     reach_sparsity_at: float = 0.60
     final_temperature: float = 0.03
     draws: int = 2
-    clip: float = 3.0
     clip_jointly: bool = True
     train_weights: bool = True
     estimator: str = "pathwise"
@@ -36,6 +34,7 @@ class Search:
     name: str = "search"
 
     def __post_init__(self):
+        super().__post_init__()
         check_choice("estimator", self.estimator, ("pathwise", "vrpge"))
         check_choice("choose", self.choose, ("top_k", "best_sampled"))
 
@@ -52,24 +51,21 @@ class Search:
         return {"weights": network.weights, "probs": probs}
 
     def links(self, network, sparsity, steps, room):
-        """SGD for weights, projected Adam for probabilities, gradients clipped before both."""
-        first, last = round(self.dense_until * steps), round(self.reach_sparsity_at * steps)
-        schedule = jp.cubic_sparsity(sparsity, first, last)
-        clip = optax.clip_by_global_norm(self.clip)
-        apart = optax.identity() if self.clip_jointly else clip
-        weights = optax.chain(
-            optax.add_decayed_weights(self.weight_decay),
-            sgd(decayed(self.learning_rate, "cosine", steps)),
-        )
+        """As for dense training of weights, projected Adam for probabilities, both clipped."""
+        schedule = rising(sparsity, self.dense_until, self.reach_sparsity_at, steps)
+        jointly, apart = self.clipping(), optax.identity()
+        if not self.clip_jointly:
+            jointly, apart = apart, jointly
+        weights = self.descent(steps) if self.train_weights else optax.set_to_zero()
         links = partition(
-            weights=optax.chain(apart, weights if self.train_weights else optax.set_to_zero()),
+            weights=optax.chain(apart, weights),
             probs=optax.chain(
                 apart,
                 optax.adam(decayed(self.probability_learning_rate, "cosine", steps)),
                 jp.project_probabilities(schedule),
             ),
         )
-        return optax.chain(clip if self.clip_jointly else optax.identity(), links)
+        return optax.chain(jointly, links)
 
     def gradients(self, params, rest, loss_of, key, progress):
         """(loss, new rest, gradients), each a mean over independent draws of the mask."""

@@ -31,6 +31,11 @@ class Task(Protocol):
     """
 
     @property
+    def records_at_once(self) -> int:
+        """How many records are evaluated together, on all devices."""
+        ...
+
+    @property
     def metric(self) -> Metric:
         """What is measured on test records."""
         ...

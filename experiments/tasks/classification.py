@@ -25,6 +25,7 @@ class Classification:
     std: tuple[float, ...]
     augment: bool = False
 
+    records_at_once = 1000
     metric = Metric("accuracy", higher_is_better=True, fraction=True)
 
     def without_standardization(self) -> "Classification":

@@ -31,7 +31,7 @@ def encoded(image, form="png"):
 
 
 def prepare(folder, name, version, image_shape, splits, shards=1):
-    """Writes a small set under the name of a stock one; each label comes once a split."""
+    """Writes a small set of images under the name of a stock one; each label once a split."""
     import tensorflow_datasets as tfds
 
     features = {
@@ -46,3 +46,13 @@ def prepare(folder, name, version, image_shape, splits, shards=1):
 
     of_splits = {split: records(count) for split, count in splits.items()}
     image_sets.prepare(folder, name, version, features, of_splits, shards)
+
+
+def prepare_text(folder, name, config, version, splits):
+    """Writes a small set of documents, such as `document 3`, under the name of a stock one."""
+    import tensorflow_datasets as tfds
+
+    records = lambda count: ({"text": f"document {number}"} for number in range(count))
+    of_splits = {split: records(count) for split, count in splits.items()}
+    features = {"text": tfds.features.Text()}
+    image_sets.prepare(folder, name, version, features, of_splits, config=config)
