@@ -9,7 +9,7 @@ path of a moment, a mask or a probability holds the path of its weight, so all f
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeAlias
 
@@ -50,13 +50,17 @@ class Devices:
         Raises:
             UsageError: another form, or another number of devices.
         """
-        sizes, count = _sizes(text), jax.device_count()
-        if math.prod(sizes) != count:
-            raise UsageError(
-                f"--mesh={text} takes {math.prod(sizes)} devices, and there are {count}: the sizes "
-                f"must multiply to {count}, as in data:{count}"
-            )
-        return cls(_mesh(*sizes), **rules)
+        return cls(_mesh(*_sizes(text, jax.device_count())), **rules)
+
+    @classmethod
+    def over(cls, chips: Sequence[jax.Device], text: str | None, **rules: Any) -> "Devices":
+        """These chips, which need not be there, in such a mesh or all along `data`.
+
+        Raises:
+            UsageError: as for `of`.
+        """
+        data, model = _sizes(text, len(chips)) if text else (len(chips), 1)
+        return cls(_mesh(data, model, chips), **rules)
 
     # records
 
@@ -81,6 +85,11 @@ class Devices:
             array.shape, self.everywhere, lambda index: array[index]
         )
         return jax.tree.map(copied, records)
+
+    def picked(self, records: Tree, indices: jax.Array) -> Tree:
+        """Some of the records, each device with its part; inside `jax.jit`."""
+        pick = lambda array: jax.lax.with_sharding_constraint(array[indices], self.by_record)
+        return jax.tree.map(pick, records)
 
     # state
 
@@ -160,16 +169,21 @@ def on_host(array: jax.Array) -> np.ndarray:
     return np.asarray(array if whole else multihost_utils.process_allgather(array, tiled=True))
 
 
-def _mesh(data: int, model: int) -> Mesh:
-    return jax.make_mesh((data, model), _AXES, axis_types=(AxisType.Auto,) * 2)
+def _mesh(data: int, model: int, chips: Sequence[jax.Device] | None = None) -> Mesh:
+    return jax.make_mesh((data, model), _AXES, axis_types=(AxisType.Auto,) * 2, devices=chips)
 
 
-def _sizes(text: str) -> tuple[int, int]:
-    """The sizes of `data` and `model` that a text such as model:4 names."""
+def _sizes(text: str, count: int) -> tuple[int, int]:
+    """The sizes of `data` and `model` that a text such as model:4 names, of so many devices."""
     found: dict[str, int] = {}
     for part in text.split(","):
         name, _, size = part.partition(":")
         if name not in _AXES or name in found or not size.isdecimal() or not int(size):
             raise UsageError(f"--mesh must be such as data:8 or data:4,model:2, got {text!r}")
         found[name] = int(size)
+    if math.prod(found.values()) != count:
+        raise UsageError(
+            f"--mesh={text} takes {math.prod(found.values())} devices, and there are {count}: the "
+            f"sizes must multiply to {count}, as in data:{count}"
+        )
     return found.get("data", 1), found.get("model", 1)

@@ -8,9 +8,15 @@ from flax import nnx
 import jaxprune as jp
 from experiments import data
 from experiments.devices import Devices
-from experiments.phases.base import Network
-from experiments.tasks import Tree
+from experiments.phases.base import KERNELS, Network
+from experiments.tasks import Task, Tree
 from experiments.usage import UsageError
+
+
+def initial_network(model: str, task: Task, key: jax.Array) -> tuple[Network, nnx.GraphDef]:
+    """A model at its random initialisation, with a mask that keeps all of its kernels."""
+    graph, weights, rest = nnx.split(task.build(model, nnx.Rngs(key)), nnx.Param, ...)
+    return Network(weights, rest, jp.prunable(weights, KERNELS)), graph
 
 
 class Room:

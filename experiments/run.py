@@ -9,7 +9,8 @@ The folder of a run holds settings.txt, metrics.jsonl (a line for each evaluatio
 picture.png, result.json, the outcome of each phase (weights, rest and mask, and the settings that
 led to them) and, while it runs, checkpoints. A run that was killed, at any moment, continues under
 the same command to the same bits. All devices share each batch and what is trained: --mesh says
-how. On many hosts the command is started on each, with an --out that they share.
+how. On many hosts the command is started on each, with an --out that they share. What a step takes
+on chips that one doesn't have yet, memory above all, --compile_for=v5e:4x4 says.
 """
 
 import argparse
@@ -23,10 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from flax import nnx
 
 import jaxprune as jp
 from experiments import (
+    ahead,
     checkpoints,
     data,
     figures,
@@ -39,18 +40,20 @@ from experiments.devices import Devices
 from experiments.experiment import Experiment, definitions, with_epochs, with_setting
 from experiments.log import Log, announced
 from experiments.phases import Network
-from experiments.phases.base import KERNELS
-from experiments.room import Room
-from experiments.tasks import Task
+from experiments.room import Room, initial_network
 from experiments.usage import Parser, UsageError, exit_with_one_line
 
 
 def main(arguments: Sequence[str] | None = None) -> dict:
-    """Runs the command line; returns what is written to result.json."""
+    """Runs the command line; returns what is written to result.json, or of --compile_for found."""
     flags = parse(arguments)
     if arguments is None:  # a command of its own, which has not used JAX yet
         processes.start(flags.coordinator, flags.processes, flags.process)
     experiment = configured(flags)
+    if flags.compile_for:
+        steps = ahead.steps(experiment, flags.compile_for, flags.mesh)
+        print(ahead.text(steps, flags.compile_for))
+        return {"steps": [step._asdict() for step in steps]}
     if flags.reuse and not Path(flags.reuse).is_dir():
         raise UsageError(f"--reuse: there is no folder {flags.reuse}")
     with announced(f"reading {experiment.dataset}"):
@@ -119,12 +122,6 @@ def run(
 
     network = network._replace(weights=network.masked_weights())
     return report(experiment, first, network, room, log, folder)
-
-
-def initial_network(model: str, task: Task, key: jax.Array) -> tuple[Network, nnx.GraphDef]:
-    """A model at its random initialisation, with a mask that keeps all of its kernels."""
-    graph, weights, rest = nnx.split(task.build(model, nnx.Rngs(key)), nnx.Param, ...)
-    return Network(weights, rest, jp.prunable(weights, KERNELS)), graph
 
 
 def applied(phase: Any, network: Network, experiment: Experiment, room: Room) -> Network:
@@ -240,6 +237,9 @@ def parser() -> Parser:
         "dataset.standardize=False; may be repeated",
     )
     parser.add_argument("--mesh", help="how devices share the work, such as data:4,model:2")
+    parser.add_argument(
+        "--compile_for", help="don't run: say what the steps take on TPUs such as v5e:4x4"
+    )
     parser.add_argument("--coordinator", help="host:port of process 0, for several processes")
     parser.add_argument("--processes", type=int, help="how many processes there are")
     parser.add_argument("--process", type=int, help="which of them this is, from 0")

@@ -19,7 +19,7 @@ import jaxprune as jp
 from experiments import data, processes
 from experiments.checkpoints import Checkpoints
 from experiments.experiment import Experiment
-from experiments.log import PhaseLog, announced
+from experiments.log import PhaseLog
 from experiments.phases.base import Network, Tree
 from experiments.room import Room
 
@@ -46,23 +46,43 @@ def train(
 ) -> Network:
     """Trains the phase from its last checkpoint, or from `network`, to its end."""
     order_key, draw_key, end_key = jax.random.split(key, 3)
-    steps = Steps.of(phase, room.train.count, experiment)
-    optimizer = phase.links(network, experiment.sparsity, steps.total, room)
-    feed = room.train.feed(phase.batch, order_key)
-    programs = compiled(phase, optimizer, room, feed, steps)
-    params = phase.begin(network, experiment.sparsity)
-    state = room.devices.placed(first_state(params, network.rest, optimizer, draw_key))
-    with saved as checkpoints, closing(feed):
+    start = begun(phase, network, experiment, room, order_key)
+    state = room.devices.placed(start.first_state(network, draw_key))
+    with saved as checkpoints, closing(start.feed):
         state = checkpoints.latest(state)
-        state = loop(state, network.mask, room, feed, steps, programs, log, checkpoints)
+        state = loop(state, network.mask, room, start, log, checkpoints)
 
     def score(weights: Tree) -> jax.Array:
         found = room.heldout_metric(weights, state.rest)
         return found if room.task.metric.higher_is_better else -found
 
     network = network._replace(rest=state.rest)
-    with announced(f"{phase.name}: choosing the outcome"):
-        return phase.end(state.params, network, experiment.sparsity, end_key, score)
+    return phase.end(state.params, network, experiment.sparsity, end_key, score)
+
+
+class Begun(NamedTuple):
+    """A phase before its first step; `first_state(network, key)` is what it starts from."""
+
+    steps: "Steps"
+    feed: data.Feed
+    programs: "Programs"
+    first_state: Callable[[Network, jax.Array], State]
+
+
+def begun(
+    phase: Any, network: Network, experiment: Experiment, room: Room, order_key: jax.Array
+) -> Begun:
+    """What training the phase takes; of the network the shapes suffice."""
+    steps = Steps.of(phase, room.train.count, experiment)
+    optimizer = phase.links(network, experiment.sparsity, steps.total, room)
+    feed = room.train.feed(phase.batch, order_key)
+    programs = compiled(phase, optimizer, room, feed, steps)
+
+    def first(network: Network, key: jax.Array) -> State:
+        params = phase.begin(network, experiment.sparsity)
+        return first_state(params, network.rest, optimizer, key)
+
+    return Begun(steps, feed, programs, first)
 
 
 # When what happens ------------------------------------------------------------------------------
@@ -166,13 +186,12 @@ def loop(
     state: State,
     mask: Tree,
     room: Room,
-    feed: data.Feed,
-    steps: Steps,
-    programs: Programs,
+    start: Begun,
     log: PhaseLog,
     checkpoints: Checkpoints,
 ) -> State:
     """Runs the phase from a state to its last step."""
+    steps, feed, programs, _ = start
     step = log.resume(int(state.step), steps.total)
     running = None
     while step < steps.total:
@@ -184,19 +203,19 @@ def loop(
         if log.report_is_due():
             log.report(int(state.step))
         if step in steps.marks:
-            with announced(f"{log.name}: evaluating"):
-                weights, sparsity = programs.current(state, mask)
-                value = float(room.test_metric(weights, state.rest))
+            weights, sparsity = programs.current(state, mask)
             log.evaluation(
                 step=step,
                 epoch=step / steps.in_epoch,
                 loss=state.loss / steps.marks[step],
-                value=value,
+                value=room.test_metric(weights, state.rest),
                 sparsity=sparsity,
                 problems=jp.problems(state.opt_state),
             )
             state = state._replace(loss=jnp.zeros_like(state.loss))
-        if checkpoints.save_if_due(step, state):
+        checkpoints.save_if_due(step, state)
+        if processes.asked_to_stop():
+            checkpoints.save(step, state)
             log.stopped(step)
             sys.exit(processes.STOPPED)
     return state

@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from experiments.data import cifar, digits, imagenet, mnist, text
+from experiments.data.described import Described
 from experiments.data.records import Dataset, count, holdout
 from experiments.data.sources import Feed, Held, Source, source
 from experiments.data.streamed import Stored, Streamed
@@ -20,6 +21,7 @@ __all__ = [
     "Streamed",
     "check",
     "count",
+    "described",
     "holdout",
     "load",
     "options",
@@ -33,10 +35,15 @@ _LOADERS = {
     "cifar100": cifar.load_100,
     "imagenet2012": imagenet.load,
     "python": text.load_python,
-    **{
-        each.name: functools.partial(text.load_prepared, each)
-        for each in (text.LM1B, text.TINY_SHAKESPEARE, text.WIKI40B_EN, text.C4_EN)
-    },
+    **{each.name: functools.partial(text.load_prepared, each) for each in text.PREPARED},
+}
+
+_DESCRIBED = {
+    "mnist": mnist.described,
+    "cifar10": cifar.described_10,
+    "cifar100": cifar.described_100,
+    "imagenet2012": imagenet.described,
+    **{each.name: functools.partial(text.described_prepared, each) for each in text.PREPARED},
 }
 
 
@@ -75,6 +82,20 @@ def load(
     """
     check(name, chosen)
     return _LOADERS[name](data_dir, cache_dir, limit, **chosen)
+
+
+def described(name: str, limit: int | None = None, **chosen: Any) -> Dataset:
+    """What `load` gives, unread if it isn't at hand: shapes, for what is compiled ahead of time.
+
+    Raises:
+        UsageError: as `load` does, but for a set that is not prepared.
+    """
+    check(name, chosen)
+    if name in _DESCRIBED:
+        return _DESCRIBED[name](limit, **chosen)
+    dataset = _LOADERS[name](None, None, limit, **chosen)
+    train, test = map(Described.like, (dataset.train, dataset.test))
+    return dataset._replace(train=train, test=test)
 
 
 def options(name: str) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from experiments.usage import UsageError
 Box: TypeAlias = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
 
 _CLASSES = 1000
+_COUNTS = 1_281_167, 50_000
 _LEAST_AREA = 0.08
 _WIDEST = 4 / 3
 
@@ -47,12 +48,7 @@ def load(
     """
     import tensorflow_datasets as tfds
 
-    for name, value, least in (("image_size", image_size, 1), ("workers", workers, 0)):
-        if value < least:
-            raise UsageError(f"{name} must be at least {least}, got {value}")
-    shape = (image_size, image_size, 3)
-    task = Classification(_CLASSES, shape, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-    images = prepared.ImageSet("imagenet2012", "5.1.0", "validation", task)
+    images = _of_size(image_size, workers)
     train, test = (
         Stored(
             f"{images.name} {split}",
@@ -65,8 +61,24 @@ def load(
             images, data_dir, instead="digits", decoders={"image": tfds.decode.SkipDecoding()}
         ).items()
     )
-    task = task if standardize else task.without_standardization()
+    task = images.task if standardize else images.task.without_standardization()
     return Dataset(images.name, task, first(train, limit), test)
+
+
+def described(
+    limit: int | None, *, image_size: int = 224, standardize: bool = True, workers: int = 0
+) -> Dataset:
+    """The same unread."""
+    return prepared.described(_of_size(image_size, workers), limit, standardize, held=False)
+
+
+def _of_size(image_size: int, workers: int) -> prepared.ImageSet:
+    for name, value, least in (("image_size", image_size, 1), ("workers", workers, 0)):
+        if value < least:
+            raise UsageError(f"{name} must be at least {least}, got {value}")
+    shape = (image_size, image_size, 3)
+    task = Classification(_CLASSES, shape, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    return prepared.ImageSet("imagenet2012", "5.1.0", "validation", task, _COUNTS)
 
 
 # Records ----------------------------------------------------------------------------------------

@@ -8,10 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import jax
 import numpy as np
 
+from experiments.data.described import Described
 from experiments.data.progress import chunks, reported
-from experiments.data.records import Dataset, checked_limit
+from experiments.data.records import Dataset, checked_limit, first
 from experiments.tasks.classification import Classification
 from experiments.usage import UsageError
 
@@ -25,6 +27,7 @@ class ImageSet(NamedTuple):
     version: str
     test_split: str
     task: Classification
+    counts: tuple[int, int]
 
 
 class _Arrays(NamedTuple):
@@ -52,11 +55,26 @@ def load(
     if cache_dir is None:
         arrays = read()
     else:
-        first = "" if limit is None else f"-first{limit}"
-        name = f"{images.name}-{images.version}{first}.npz"
+        part = "" if limit is None else f"-first{limit}"
+        name = f"{images.name}-{images.version}{part}.npz"
         arrays = _cached(Path(cache_dir) / name, read)
     task = images.task if standardize else images.task.without_standardization()
     return Dataset(images.name, task, arrays[:2], arrays[2:])
+
+
+def described(images: ImageSet, limit: int | None, standardize: bool, held: bool) -> Dataset:
+    """The same unread.
+
+    Raises:
+        UsageError: `limit` is out of range.
+    """
+    image = jax.ShapeDtypeStruct(images.task.image_shape, np.uint8)
+    train, test = (
+        Described((image, jax.ShapeDtypeStruct((), np.int32)), count, held)
+        for count in images.counts
+    )
+    task = images.task if standardize else images.task.without_standardization()
+    return Dataset(images.name, task, first(train, limit), test)
 
 
 def _cached(path: Path, read: Callable[[], _Arrays]) -> _Arrays:

@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeAlias
 import jax
 import jax.numpy as jnp
 
+from experiments.data.described import Described, DescribedSource
 from experiments.data.records import Records, count, epoch_batches
 from experiments.data.streamed import Stored, Streamed
 from experiments.devices import Devices
@@ -67,8 +68,10 @@ class Source(Protocol):
         ...
 
 
-def source(records: Records | Stored, devices: Devices) -> Source:
+def source(records: Records | Stored | Described, devices: Devices) -> Source:
     """Arrays lie on the devices, what is on disk stays there."""
+    if isinstance(records, Described):
+        return DescribedSource(records, devices)
     return Streamed(records, devices) if isinstance(records, Stored) else Held(records, devices)
 
 
@@ -94,7 +97,7 @@ class Held:
             size = devices.sharing * -(-min(at_once, self.count) // devices.sharing)
             # Indices past the last record clamp to it, and don't count.
             batches = jnp.arange(-(-self.count // size) * size).reshape(-1, size)
-            of_batch = lambda indices: scores_of(*arguments, _picked(records, indices, devices))
+            of_batch = lambda indices: scores_of(*arguments, devices.picked(records, indices))
             return jax.lax.map(of_batch, batches).ravel()[: self.count].astype(jnp.float32)
 
         return lambda *arguments: scores(self._records, *arguments)
@@ -129,13 +132,7 @@ class HeldFeed:
     def records(self, payload: Payload, step: jax.Array) -> Records:
         """Those that the order has for this step."""
         records, order = payload
-        return _picked(records, order[step % self._in_epoch], self._devices)
+        return self._devices.picked(records, order[step % self._in_epoch])
 
     def close(self) -> None:
         """Nothing runs here."""
-
-
-def _picked(records: Records, indices: jax.Array, devices: Devices) -> Records:
-    """Some of the records, each device with its part."""
-    pick = lambda array: jax.lax.with_sharding_constraint(array[indices], devices.by_record)
-    return jax.tree.map(pick, records)

@@ -11,15 +11,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from experiments.data import prepared
+from experiments.data.described import Described
 from experiments.data.progress import chunks, reported
 from experiments.data.records import Dataset, checked_limit
 from experiments.tasks.language import Language
 from experiments.usage import UsageError
 
 _DOCUMENTS_PER_READ = 500
+_MANY = 1_000_000
 _TASK = Language()
 _END = b"\0"
 _NOT_THE_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test"}
@@ -33,10 +36,12 @@ class TextSet(NamedTuple):
     test_split: str
 
 
-LM1B = TextSet("lm1b", "1.1.0", "test")
-TINY_SHAKESPEARE = TextSet("tiny_shakespeare", "1.0.0", "test")
-WIKI40B_EN = TextSet("wiki40b/en", "1.3.0", "test")
-C4_EN = TextSet("c4/en", "3.1.0", "validation")
+PREPARED = (
+    TextSet("lm1b", "1.1.0", "test"),
+    TextSet("tiny_shakespeare", "1.0.0", "test"),
+    TextSet("wiki40b/en", "1.3.0", "test"),
+    TextSet("c4/en", "3.1.0", "validation"),
+)
 
 
 # The standard library -------------------------------------------------------------------------
@@ -115,6 +120,15 @@ def load_prepared(
         train[: checked_limit(limit, len(train))],
         test[: _checked_test_records(test_records, len(test))],
     )
+
+
+def described_prepared(
+    text: TextSet, limit: int | None, *, context: int = 256, test_records: int | None = None
+) -> Dataset:
+    """The same unread, with as many records as asked for, or a million."""
+    shape = jax.ShapeDtypeStruct((context + 1,), np.uint8)
+    train, test = (Described(shape, n or _MANY, held=True) for n in (limit, test_records))
+    return Dataset(text.name, _TASK, train, test)
 
 
 def _first_windows(title: str, source: Any, context: int, count: int | None) -> np.ndarray:

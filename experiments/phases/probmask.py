@@ -75,15 +75,17 @@ class Search(Descent):
 
         temperature = jp.annealed_temperature(1, final=self.final_temperature)(progress)
 
-        def mean_loss(params, rest):
-            losses = []
-            for draw in keys:
-                mask = jp.relaxed_bernoulli(draw, params["probs"], temperature)
-                loss, rest = loss_of(jp.apply_mask(params["weights"], mask), rest)
-                losses.append(loss)
-            return sum(losses) / len(losses), rest
+        def loss_of_draw(params, rest, draw):
+            mask = jp.relaxed_bernoulli(draw, params["probs"], temperature)
+            return loss_of(jp.apply_mask(params["weights"], mask), rest)
 
-        (loss, rest), grads = jax.value_and_grad(mean_loss, has_aux=True)(params, rest)
+        found = []
+        for draw in keys:
+            (loss, rest), grads = jax.value_and_grad(loss_of_draw, has_aux=True)(params, rest, draw)
+            # A draw begins when the one before is through: memory holds activations of but one.
+            params, rest, loss, grads = jax.lax.optimization_barrier((params, rest, loss, grads))
+            found.append((loss, grads))
+        loss, grads = jax.tree.map(lambda *each: sum(each) / len(each), *found)
         return loss, rest, grads
 
     def current(self, params, mask, key):
