@@ -41,7 +41,7 @@ test-tpu:
 	$(MAKE) pytest-tpu VENV=$(VENV)-tpu
 
 pytest-tpu: $(VENV)/tpu.stamp
-	$(python) -m pytest -m slow tests/test_tpu_compile.py tests/test_steps_tpu.py
+	$(python) -m pytest -m slow tests/test_tpu_compile.py tests/test_steps_tpu.py tests/experiments/test_ahead.py
 
 lint: $(VENV)/lint.stamp
 	$(VENV)/bin/ruff check
@@ -56,7 +56,7 @@ clean:
 	rm -rf $(VENV) $(VENV)-oldest $(VENV)-tpu .pytest_cache dist
 
 $(VENV)/tpu.stamp: pyproject.toml | $(VENV)/pyvenv.cfg
-	$(pip_install) --editable . 'jax[tpu]' pytest hypothesis
+	$(pip_install) --editable '.[experiments]' 'jax[tpu]' pytest hypothesis
 	@touch $@
 
 $(VENV)/%.stamp: pyproject.toml $(CONSTRAINTS) | $(VENV)/pyvenv.cfg
