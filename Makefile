@@ -4,6 +4,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 CONFIG ?= experiments/configs/digits/probmask.py
+SEEDS ?= 0,1,2
 CONSTRAINTS ?=
 NOTEBOOK_TIMEOUT ?= 600
 # One process a core, each with tests that lie together, since these share what is compiled.
@@ -12,12 +13,16 @@ PARALLEL ?= -n logical --maxprocesses=8 --dist=worksteal
 python := $(VENV)/bin/python
 pip_install := $(python) -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 
-.PHONY: run test test-fast test-notebooks test-slow test-oldest test-tpu pytest-tpu
+.PHONY: run language test test-fast test-notebooks test-slow test-oldest test-tpu pytest-tpu
 .PHONY: lint types docs clean python-ok
 .NOTPARALLEL:
 
 run: $(VENV)/experiments.stamp
 	$(python) -m experiments.run $(CONFIG)
+
+# A small language model, dense and sparse in three ways, on the source of Python's own library.
+language: $(VENV)/experiments.stamp
+	$(python) -m experiments.sweep experiments/configs/python/*.py --seeds=$(SEEDS) --out=runs/language
 
 # Unit tests, doctests, then the notebooks.
 test: test-fast test-notebooks

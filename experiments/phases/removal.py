@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import numpy as np
 
 import jaxprune as jp
 from experiments.phases.base import Network, OneShot, Tree, check_choice
+from experiments.usage import UsageError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,11 +21,14 @@ class PruneChannels(OneShot):
     What a channel holds is its part of the squared norm of its layer's channels; what it costs is
     what its removal alone would save. At least one of each layer stays, and as many as together
     cost at most `budget`, or (1 - sparsity) of what the network costs: in `of="flops"` for one
-    record (two for each multiplication and addition) or `of="parameters"`.
+    record (two for each multiplication and addition) or `of="parameters"`. Groups in whose names
+    `where` isn't found stay whole: "mlp" leaves attention and the width of a decoder alone, whose
+    module takes them for granted.
     """
 
     of: str = "flops"
     budget: float | None = None
+    where: str = ""
     name: str = "prune-channels"
     whole_leaves = True
 
@@ -40,18 +45,27 @@ class PruneChannels(OneShot):
             budget = (1 - sparsity) * float(cost(jax.tree.map(jnp.ones_like, norms)))
         scores = tuple(
             norm**2 / jnp.sum(norm**2) / getattr(family, self.of)
+            if re.search(self.where, family.name)
+            else None
             for norm, family in zip(norms, channels.groups, strict=True)
         )
-        kept: Tree = jp.budget_mask(scores, budget, cost, least=1)
-        kept = _filled([np.array(own) for own in kept], scores, budget, cost)
+        try:
+            kept: Tree = jp.budget_mask(scores, budget, cost, least=1)
+        except ValueError as error:
+            raise UsageError(f"{self.name}: {error}") from error
+        kept = _filled(kept, scores, budget, cost)
         mask: Tree = jp.channel_mask(params, channels, kept)
         both = jax.tree.map(jnp.logical_and, mask["weights"], _whole(network))
         return network._replace(mask=both)
 
 
-def _filled(kept: list[np.ndarray], scores: Sequence[jax.Array], budget: float, cost: Callable):
+def _filled(kept: Tree, scores: Tree, budget: float, cost: Callable):
     """Also keeps what comes later and still fits, until of no layer anything does."""
-    left = [np.where(own, -np.inf, score) for own, score in zip(kept, scores, strict=True)]
+    kept = [None if own is None else np.array(own) for own in kept]
+    left = [
+        np.array([-np.inf]) if own is None else np.where(own, -np.inf, score)
+        for own, score in zip(kept, scores, strict=True)
+    ]
     while (best := max(own.max() for own in left)) > -np.inf:
         layer = next(i for i, own in enumerate(left) if own.max() == best)
         channel = left[layer].argmax()
@@ -105,5 +119,9 @@ class Shrink(OneShot):
             flush=True,
         )
         if different:
-            raise RuntimeError(f"{self.name}: {different} test records are scored differently")
+            raise RuntimeError(
+                f"{self.name}: {different} test records are scored differently by the model at "
+                "these sizes: it may have a norm over fewer channels, or heads of another size; "
+                "choose what leaves with where of prune-channels"
+            )
         return shrunk

@@ -2,15 +2,16 @@
 
     python -m experiments.sweep experiments/configs/python/{dense,probmask,gradual,transposable}.py
 
-The other files of this folder begin with the same first phase, which the sweep trains once a seed,
-and take as many steps after it. Each seed sees LIMIT windows of 128 bytes, spread over the library.
+`make language` does that. The other files of this folder begin with the same first phase, which the
+sweep trains once a seed, and take as many steps after it: 160 and 160, of 1,024 bytes each. That is
+four epochs of 640 windows, spread over the library; more of them (`--limit`) give better models.
 """
 
 from experiments.experiment import Experiment
 from experiments.phases import Dense
 
 adamw = {
-    "batch": 16,
+    "batch": 8,
     "optimizer": "adamw",
     "learning_rate": 4e-3,
     "weight_decay": 0.1,
@@ -20,9 +21,9 @@ adamw = {
 experiment = Experiment(
     model="decoder1m",
     dataset="python",
-    dataset_options={"context": 128, "test_records": 512},
-    limit=2_048,
-    evaluations=2,
+    dataset_options={"context": 128, "test_records": 256},
+    limit=640,
+    evaluations=1,
     phases=(
         Dense(epochs=2, decay="constant", **adamw),
         Dense(epochs=2, name="anneal", **adamw),

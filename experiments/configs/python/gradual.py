@@ -10,5 +10,5 @@ from experiments.configs.python.dense import experiment as dense
 from experiments.phases import PruneGradually
 
 experiment = replace(
-    dense, phases=(dense.phases[0], PruneGradually(epochs=2, dense_until=0.0, **adamw))
+    dense, phases=(dense.phases[0], PruneGradually(epochs=2, dense_until=0.0, every=5, **adamw))
 )

@@ -13,7 +13,14 @@ experiment = replace(
     dense,
     phases=(
         dense.phases[0],
-        Search(epochs=1, dense_until=0.0, draws=1, **adamw),
+        Search(
+            epochs=1,
+            dense_until=0.0,
+            draws=1,
+            probability_learning_rate=0.1,
+            **adamw,
+            decay="constant",
+        ),
         FineTune(epochs=1, decay="cosine", **adamw),
     ),
 )
