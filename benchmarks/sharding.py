@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType
 
 import jaxprune as jp
 from experiments import training
@@ -27,7 +28,7 @@ STEPS, BATCH = 50, 32
 NEVER = 2**62
 
 CASES = {
-    "Conv4, ProbMask": ("conv4", Search(epochs=1, batch=BATCH, draws=1)),
+    "LeNet-5, ProbMask": ("lenet5", Search(epochs=1, batch=BATCH, draws=1)),
     "LeNet-300-100, transposable 2:4, straight-through, Adam": (
         "lenet300100",
         TrainPattern(
@@ -61,7 +62,7 @@ def main() -> None:
 
 def layouts() -> dict[str, Devices]:
     """The devices of each row."""
-    alone = jax.make_mesh((1, 1), ("data", "model"))
+    alone = jax.make_mesh((1, 1), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
     by_outputs = {"(conv|fc)": -1}
     return {
         "one device": Devices(alone),
@@ -73,7 +74,7 @@ def layouts() -> dict[str, Devices]:
 
 def trained(experiment: Experiment, devices: Devices) -> Trained:
     """The losses of each step, and what a device holds."""
-    (phase,), dataset = experiment.phases, images(experiment.model)
+    (phase,), dataset = experiment.phases, images()
     network, graph = devices.made(
         functools.partial(initial_network, experiment.model, dataset.task), jax.random.key(0)
     )
@@ -95,15 +96,14 @@ def trained(experiment: Experiment, devices: Devices) -> Trained:
     return Trained(np.array(losses), state, state_bytes, temporary)
 
 
-def images(model: str) -> Dataset:
-    """Ten noisy patterns to tell apart, large or small."""
-    side = 32 if model.startswith("conv") else 28
+def images() -> Dataset:
+    """Ten noisy patterns to tell apart."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 10, STEPS * BATCH).astype(np.int32)
-    patterns = rng.integers(0, 256, (10, side, side, 1))
-    noisy = patterns[labels] + rng.normal(0, 100, (len(labels), side, side, 1))
+    patterns = rng.integers(0, 256, (10, 28, 28, 1))
+    noisy = patterns[labels] + rng.normal(0, 100, (len(labels), 28, 28, 1))
     records = noisy.clip(0, 255).astype(np.uint8), labels
-    task = Classification(10, (side, side, 1), mean=(0.5,), std=(0.25,))
+    task = Classification(10, (28, 28, 1), mean=(0.5,), std=(0.25,))
     return Dataset("patterns", task, records, jax.tree.map(lambda array: array[:80], records))
 
 

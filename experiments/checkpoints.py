@@ -69,11 +69,15 @@ class Checkpoints:
         self._saved = time.monotonic()
 
     def _steps_to_wait(self, step):
-        """How many steps until the next look: it makes processes wait for each other."""
+        """How many steps until the next look, for which processes wait for each other.
+
+        At most twice as many as since the last one: the first steps are handed out, not done.
+        """
         if jax.process_count() == 1:
             return 1
-        rate = (step - self._looked_step) / (time.monotonic() - self._looked)
-        return max(1, int(rate * min(_LOOK_SECONDS, self._seconds / 4)))
+        steps = step - self._looked_step
+        rate = steps / max(time.monotonic() - self._looked, 1e-3)
+        return max(1, min(2 * steps, int(rate * min(_LOOK_SECONDS, self._seconds / 4))))
 
 
 @contextmanager

@@ -83,18 +83,20 @@ def run(
     """
     rules = {"model_axes": experiment.model_axes, "shard_from": experiment.shard_from}
     devices = Devices.of(mesh, **rules) if mesh else Devices.all(**rules)
-    key = devices.made(jax.random.key, experiment.seed)
+    key = devices.made(lambda: jax.random.key(experiment.seed))
     initial = functools.partial(initial_network, experiment.model, dataset.task)
-    with announced(f"making {experiment.model}"):
-        network, graph = devices.made(initial, jax.random.fold_in(key, 0))
+    first_key = jax.random.fold_in(key, 0)
+    shapes, graph = jax.eval_shape(initial, first_key)
     room = Room(graph, dataset, experiment.holdout, devices)
-    check(experiment, network, room)
+    check(experiment, shapes, room)
     outcomes.claim(folder, experiment)
     log = Log(folder / "metrics.jsonl", dataset.task.metric)
     if reuse:
         outcomes.take_over(experiment, folder, log, Path(reuse).absolute())
 
-    first = network
+    with announced(f"making {experiment.model}"):
+        first, _ = devices.made(initial, first_key)
+    network = first
     for number, phase in enumerate(experiment.phases):
         processes.stop_if_asked()
         outcome = folder / outcomes.outcome_name(experiment, number)
@@ -133,7 +135,7 @@ def applied(phase: Any, network: Network, experiment: Experiment, room: Room) ->
 
 
 def check(experiment: Experiment, network: Network, room: Room) -> None:
-    """Raises a UsageError if a phase that trains can't begin; computes nothing."""
+    """Raises a UsageError if a phase that trains can't begin with a network of these shapes."""
     for phase in experiment.phases:
         if phase.epochs:
             room.check(phase)

@@ -57,15 +57,23 @@ def test_an_outcome_of_another_network_is_refused(tmp_path):
         outcomes.load(tmp_path / "network", other, Devices.all())
 
 
-def test_several_processes_look_at_clocks_now_and_then(tmp_path, monkeypatch):
-    """At 10 steps a second each 50th, if that is often enough for checkpoints."""
-    looks, clock = [], iter(np.arange(0, 1000, 0.1))
+def test_several_processes_look_at_clocks_now_and_then(monkeypatch):
+    """At 8 steps a second each 40th, when that rate is known; and as often as checkpoints need."""
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(processes, "shown", lambda *values: np.array([looks.append(1) or values]))
-    now = [0.0]
+    assert looks(monkeypatch, seconds=1000) == [1, 3, 7, 15, 31, 63, 103, 143, 183]
+    assert looks(monkeypatch, seconds=4)[-3:] == [183, 191, 199]
+
+
+def looks(monkeypatch, seconds):
+    """The steps at which the others are asked."""
+    asked, now = [], [0.0]
+    monkeypatch.setattr(
+        processes, "shown", lambda *values: np.array([asked.append(step) or values])
+    )
     monkeypatch.setattr(checkpoints.time, "monotonic", lambda: now[0])
-    saved = checkpoints.Checkpoints(None, 1000.0, Devices.all())
+    saved = checkpoints.Checkpoints(None, seconds, Devices.all())
+    saved._save = lambda *args: None
     for step in range(1, 201):
-        now[0] = float(next(clock))
-        assert not saved.save_if_due(step, None)
-    assert len(looks) == pytest.approx(200 / 50, abs=2)
+        now[0] = step / 8
+        saved.save_if_due(step, None)
+    return asked

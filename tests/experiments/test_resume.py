@@ -87,12 +87,12 @@ def test_interrupted_run_ends_with_the_same_bits(tmp_path, uninterrupted, monkey
 
 
 @pytest.fixture
-def signals(monkeypatch):
+def signals():
     """A process that listens to signals as a command does."""
     before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
     processes.start(None, 1, None)
     yield
-    monkeypatch.setattr(processes, "_asked", False)
+    processes._asked = False
     for each, handler in before.items():
         signal.signal(each, handler)
 
@@ -113,7 +113,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on(
         run_phases(tmp_path, SEARCH, FINE_TUNE)
     assert stopped.value.code == processes.STOPPED == 75
     assert "search: stopped at step 2 of 8" in capsys.readouterr().out
-    monkeypatch.setattr(processes, "_asked", False)
+    processes._asked = False
     monkeypatch.setattr(PhaseLog, "evaluation", evaluation)
     run_phases(tmp_path, SEARCH, FINE_TUNE)
     assert "search: goes on at step 2" in capsys.readouterr().out
