@@ -112,39 +112,50 @@ def opened(images: ImageSet, data_dir: Any, decode: bool = True) -> dict[str, An
     import tensorflow_datasets as tfds
 
     folder = tfds.core.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
-    title, prepared = f"{images.name}:{images.version}", folder / images.name / images.version
-    remedy = (
-        f"(this step needs TensorFlow) with `tfds build {title} --file_format=array_record "
-        f"--data_dir={folder}`"
-    )
-    if not prepared.exists() or not any(prepared.glob("*.array_record*")):
-        raise UsageError(
-            f"{images.name} {images.version} is not prepared: no ArrayRecord file in {prepared}. "
-            f"Pass the data_dir that holds {images.name}/{images.version}, or prepare it {remedy}, "
-            "or load 'digits', which needs no files."
-        )
-    splits = ("train", images.test_split)
-    if problem := _problem(title, folder, prepared, splits):
-        raise UsageError(
-            f"{images.name} {images.version} is not whole: {problem}. Copy it into {prepared} "
-            f"again, or remove that folder and prepare it {remedy}."
-        )
-    decoders = None if decode else {"image": tfds.decode.SkipDecoding()}
+    _check(images, folder)
+    decoders: Any = None if decode else {"image": tfds.decode.SkipDecoding()}
     return {
         split: tfds.data_source(
-            title, split=split, data_dir=folder, download=False, decoders=decoders
+            f"{images.name}:{images.version}",
+            split=split,
+            data_dir=folder,
+            download=False,
+            decoders=decoders,
         )
-        for split in splits
+        for split in ("train", images.test_split)
     }
 
 
-def _problem(title: str, folder: Any, prepared: Any, splits: tuple[str, ...]) -> str:
+def _check(images: ImageSet, folder: Any) -> None:
+    """Raises a UsageError if the set isn't in the folder, or isn't whole."""
+    title, place = f"{images.name} {images.version}", folder / images.name / images.version
+    remedy = (
+        f"prepare it (this step needs TensorFlow) with `tfds build {images.name}:{images.version} "
+        f"--file_format=array_record --data_dir={folder}`"
+    )
+    if not place.exists() or not any(place.glob("*.array_record*")):
+        raise UsageError(
+            f"{title} is not prepared: no ArrayRecord file in {place}. Pass the data_dir that "
+            f"holds {images.name}/{images.version}, or {remedy}, or load 'digits', which needs no "
+            "files."
+        )
+    if problem := _problem(images, folder, place):
+        raise UsageError(
+            f"{title} is not whole: {problem}. Copy it into {place} again, or remove that folder "
+            f"and {remedy}."
+        )
+
+
+def _problem(images: ImageSet, folder: Any, place: Any) -> str:
     """What is wrong with the first of the files with which something is, or nothing."""
     import tensorflow_datasets as tfds
 
-    if not (prepared / "dataset_info.json").exists():
+    if not (place / "dataset_info.json").exists():
         return "dataset_info.json is missing"
-    found = tfds.builder(title, data_dir=folder).info.splits
+    found = tfds.builder(f"{images.name}:{images.version}", data_dir=folder).info.splits
+    splits = ("train", images.test_split)
+    if absent := [split for split in splits if split not in found]:
+        return f"it has no split {absent[0]}"
     files = [file for split in splits for file in found[split].file_instructions]
     with ThreadPoolExecutor(32) as threads:  # a disk of the cloud takes its time for each
         return next(filter(None, threads.map(_problem_of_file, files)), "")
