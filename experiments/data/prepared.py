@@ -151,38 +151,49 @@ def opened(
     import tensorflow_datasets as tfds
 
     folder = tfds.core.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
-    title, prepared = f"{known.name}:{known.version}", folder / known.name / known.version
-    remedy = (
-        f"(this step needs TensorFlow) with `tfds build {title} --file_format=array_record "
-        f"--data_dir={folder}`"
-    )
-    if not prepared.exists() or not any(prepared.glob("*.array_record*")):
-        raise UsageError(
-            f"{known.name} {known.version} is not prepared: no ArrayRecord file in {prepared}. "
-            f"Pass the data_dir that holds {known.name}/{known.version}, or prepare it {remedy}, "
-            "or load {instead!r}, which needs no files."
-        )
-    splits = ("train", known.test_split)
-    if problem := _problem(title, folder, prepared, splits):
-        raise UsageError(
-            f"{known.name} {known.version} is not whole: {problem}. Copy it into {prepared} "
-            f"again, or remove that folder and prepare it {remedy}."
-        )
+    _check(known, folder, instead)
     return {
         split: tfds.data_source(
-            title, split=split, data_dir=folder, download=False, decoders=decoders
+            f"{known.name}:{known.version}",
+            split=split,
+            data_dir=folder,
+            download=False,
+            decoders=decoders,
         )
-        for split in splits
+        for split in ("train", known.test_split)
     }
 
 
-def _problem(title: str, folder: Any, prepared: Any, splits: tuple[str, ...]) -> str:
+def _check(known: Named, folder: Any, instead: str) -> None:
+    """Raises a UsageError if the set isn't in the folder, or isn't whole."""
+    title, place = f"{known.name} {known.version}", folder / known.name / known.version
+    remedy = (
+        f"prepare it (this step needs TensorFlow) with `tfds build {known.name}:{known.version} "
+        f"--file_format=array_record --data_dir={folder}`"
+    )
+    if not place.exists() or not any(place.glob("*.array_record*")):
+        raise UsageError(
+            f"{title} is not prepared: no ArrayRecord file in {place}. Pass the data_dir that "
+            f"holds {known.name}/{known.version}, or {remedy}, or load {instead!r}, which "
+            "needs no files."
+        )
+    if problem := _problem(known, folder, place):
+        raise UsageError(
+            f"{title} is not whole: {problem}. Copy it into {place} again, or remove that folder "
+            f"and {remedy}."
+        )
+
+
+def _problem(known: Named, folder: Any, place: Any) -> str:
     """What is wrong with the first of the files with which something is, or nothing."""
     import tensorflow_datasets as tfds
 
-    if not (prepared / "dataset_info.json").exists():
+    if not (place / "dataset_info.json").exists():
         return "dataset_info.json is missing"
-    found = tfds.builder(title, data_dir=folder).info.splits
+    found = tfds.builder(f"{known.name}:{known.version}", data_dir=folder).info.splits
+    splits = ("train", known.test_split)
+    if absent := [split for split in splits if split not in found]:
+        return f"it has no split {absent[0]}"
     files = [file for split in splits for file in found[split].file_instructions]
     with ThreadPoolExecutor(32) as threads:  # a disk of the cloud takes its time for each
         return next(filter(None, threads.map(_problem_of_file, files)), "")

@@ -17,7 +17,7 @@ def reported(title: str, chunks: Iterable[range], count: int) -> Iterator[range]
             reported = now
             rate = chunk.stop / (now - started)
             print(
-                f"{title}: {chunk.stop:,} of {count:,} records, {rate:,.0f} a second, "
+                f"{title}: {chunk.stop:,} of {count:,} records, {rate:,.1f} a second, "
                 f"{(count - chunk.stop) / rate:,.0f} s left",
                 file=sys.stderr,
             )

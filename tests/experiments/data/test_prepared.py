@@ -183,3 +183,9 @@ def test_set_without_its_description_is_not_whole(sharded, tmp_path):
     (tmp_path / "mnist" / "3.0.1" / "dataset_info.json").unlink()
     with pytest.raises(UsageError, match=r"is not whole: dataset_info\.json is missing"):
         data.load("mnist", tmp_path)
+
+
+def test_set_without_one_of_its_splits_is_not_whole(tmp_path):
+    prepare(tmp_path, "mnist", "3.0.1", (28, 28, 1), {"train": 2})
+    with pytest.raises(UsageError, match="is not whole: it has no split test"):
+        data.load("mnist", tmp_path)
