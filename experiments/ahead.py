@@ -89,7 +89,8 @@ def of_phase(phase: Any, network: Network, experiment: Experiment, room: Room, l
     begun = lambda network: training.begun(phase, network, experiment, room, key)
     first = lambda network: begun(network).first_state(network, key)  # links may hold its mask
     state = room.devices.described(jax.eval_shape(first, network))
-    _, feed, (run, _), _ = begun(network)
+    _, feed, programs, _ = begun(network)
+    run: Any = programs.run_until
     payload, last = feed.payload(0), jax.ShapeDtypeStruct((), jnp.int32)
     step = Step(
         phase=phase.name,
@@ -221,5 +222,7 @@ def _of_step(step: Step) -> list[str]:
 
 def size(count: float) -> str:
     """Bytes for people."""
-    unit = max((unit for unit, one in _UNITS.items() if count >= one), key=_UNITS.get, default="")
-    return f"{count / _UNITS.get(unit, 1):.3g} {unit + 'i' if unit else ''}B"
+    for unit, one in reversed(_UNITS.items()):
+        if count >= one:
+            return f"{count / one:.3g} {unit}iB"
+    return f"{count:.3g} B"

@@ -19,7 +19,7 @@ import jaxprune as jp
 from experiments import data, processes
 from experiments.checkpoints import Checkpoints
 from experiments.experiment import Experiment
-from experiments.log import PhaseLog
+from experiments.log import PhaseLog, announced
 from experiments.phases.base import Network, Tree
 from experiments.room import Room
 
@@ -57,7 +57,8 @@ def train(
         return found if room.task.metric.higher_is_better else -found
 
     network = network._replace(rest=state.rest)
-    return phase.end(state.params, network, experiment.sparsity, end_key, score)
+    with announced(f"{phase.name}: choosing the outcome"):
+        return phase.end(state.params, network, experiment.sparsity, end_key, score)
 
 
 class Begun(NamedTuple):
@@ -203,19 +204,19 @@ def loop(
         if log.report_is_due():
             log.report(int(state.step))
         if step in steps.marks:
-            weights, sparsity = programs.current(state, mask)
+            with announced(f"{log.name}: evaluating"):
+                weights, sparsity = programs.current(state, mask)
+                value = float(room.test_metric(weights, state.rest))
             log.evaluation(
                 step=step,
                 epoch=step / steps.in_epoch,
                 loss=state.loss / steps.marks[step],
-                value=room.test_metric(weights, state.rest),
+                value=value,
                 sparsity=sparsity,
                 problems=jp.problems(state.opt_state),
             )
             state = state._replace(loss=jnp.zeros_like(state.loss))
-        checkpoints.save_if_due(step, state)
-        if processes.asked_to_stop():
-            checkpoints.save(step, state)
+        if checkpoints.save_if_due(step, state):
             log.stopped(step)
             sys.exit(processes.STOPPED)
     return state

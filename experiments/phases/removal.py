@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +44,7 @@ class PruneChannels(OneShot):
         budget = self.budget
         if budget is None:
             budget = (1 - sparsity) * float(cost(jax.tree.map(jnp.ones_like, norms)))
-        scores = tuple(
+        scores: Tree = tuple(
             norm**2 / jnp.sum(norm**2) / getattr(family, self.of)
             if re.search(self.where, family.name)
             else None
@@ -59,9 +60,9 @@ class PruneChannels(OneShot):
         return network._replace(mask=both)
 
 
-def _filled(kept: Tree, scores: Tree, budget: float, cost: Callable):
+def _filled(chosen: Tree, scores: Tree, budget: float, cost: Callable):
     """Also keeps what comes later and still fits, until of no layer anything does."""
-    kept = [None if own is None else np.array(own) for own in kept]
+    kept: list[Any] = [None if own is None else np.array(own) for own in chosen]
     left = [
         np.array([-np.inf]) if own is None else np.where(own, -np.inf, score)
         for own, score in zip(kept, scores, strict=True)
