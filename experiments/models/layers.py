@@ -82,11 +82,6 @@ def require_pixels(model: str, image_shape: tuple[int, int, int], smallest: int)
         )
 
 
-def along_batch(activations: jax.Array) -> jax.Array:
-    """Activations (batch, ...) as they are: the one place to say on which devices they lie."""
-    return activations
-
-
 class ConvNorm(nnx.Module):
     """A convolution without bias, then BatchNorm; the image shrinks by the strides alone."""
 

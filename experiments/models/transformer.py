@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from experiments.models.layers import along_batch
+from experiments.devices import along_batch
 
 BYTES = 256
 

@@ -136,7 +136,7 @@ def test_scores_are_those_of_the_same_images_in_memory(prepared):
     score = lambda records: records[0].astype(jnp.float32).mean((1, 2, 3)) + records[1]
     with jax.numpy_dtype_promotion("standard"):
         streamed, held = (
-            data.source(each, Devices.all()).scorer(score) for each in (stored, arrays)
+            data.source(each, Devices.all()).scorer(score, 1000) for each in (stored, arrays)
         )
         np.testing.assert_array_equal(streamed(), held())
 

@@ -38,7 +38,7 @@ def test_a_payload_serves_until_its_epoch_ends(held):
 
 
 def test_every_record_is_scored_once_and_in_order(held):
-    scores = held.scorer(lambda factor, records: factor * records["number"])
+    scores = held.scorer(lambda factor, records: factor * records["number"], 64)
     np.testing.assert_array_equal(scores(2), 2 * RECORDS["number"])
 
 
