@@ -58,9 +58,9 @@ class PruneChannels(OneShot):
         return network._replace(mask=both)
 
 
-def _filled(kept: Tree, scores: Tree, budget: float, cost: Callable):
+def _filled(first: Tree, scores: Tree, budget: float, cost: Callable):
     """Also keeps what comes later and still fits, until of no layer anything does."""
-    kept = [None if own is None else np.array(own) for own in kept]
+    kept: Tree = [None if own is None else np.array(own) for own in first]
     left = [
         np.array([-np.inf]) if own is None else np.where(own, -np.inf, score)
         for own, score in zip(kept, scores, strict=True)
