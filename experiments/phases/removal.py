@@ -42,14 +42,14 @@ class PruneChannels(OneShot):
         budget = self.budget
         if budget is None:
             budget = (1 - sparsity) * float(cost(jax.tree.map(jnp.ones_like, norms)))
-        scores = tuple(
+        scores: Tree = tuple(
             norm**2 / jnp.sum(norm**2) / getattr(family, self.of)
             if re.search(self.where, family.name)
             else None
             for norm, family in zip(norms, channels.groups, strict=True)
         )
         try:
-            kept: Tree = jp.budget_mask(scores, budget, cost, least=1)
+            kept = jp.budget_mask(scores, budget, cost, least=1)
         except ValueError as error:
             raise UsageError(f"{self.name}: {error}") from error
         kept = _filled(kept, scores, budget, cost)
