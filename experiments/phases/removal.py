@@ -51,7 +51,7 @@ class PruneChannels(OneShot):
             for norm, family in zip(norms, channels.groups, strict=True)
         )
         try:
-            kept: Tree = jp.budget_mask(scores, budget, cost, least=1)
+            kept = jp.budget_mask(scores, budget, cost, least=1)
         except ValueError as error:
             raise UsageError(f"{self.name}: {error}") from error
         kept = _filled(kept, scores, budget, cost)
