@@ -72,9 +72,9 @@ def load(
             test records all stay.
         **chosen: the set's own options: `standardize=False` leaves pixels in [0, 1];
             `image_size` is the height and width in pixels of `imagenet2012`, 224 by default, and
-            `workers` the number of processes that read it, by default none but threads; `context`
-            is how many bytes of text a model sees, 256 by default, and `test_records` how many
-            records of the test text are kept.
+            `workers` the number of processes that read it for training, by default none but
+            threads; `context` is how many bytes of text a model sees, 256 by default, and
+            `test_records` how many records of the test text are kept.
 
     Raises:
         UsageError: unknown `name` or option, `limit` outside 1..training records, or a set that is

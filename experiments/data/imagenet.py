@@ -39,8 +39,8 @@ def load(
 ) -> Dataset:
     """1,281,167 images for training and 50,000 for testing, 1,000 classes, read when needed.
 
-    Images have `image_size` pixels along each side. Threads decode them, or so many `workers`,
-    which are processes: of use where a host has more cores than threads of one process can fill.
+    Images have `image_size` pixels along each side. Threads decode them, or in training so many
+    `workers`, which are processes: of use where a host has more cores than threads of one can fill.
 
     Raises:
         UsageError: an `image_size` that is not positive, a negative number of `workers`, a set that

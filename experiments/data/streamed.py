@@ -35,8 +35,8 @@ class Stored:
     """Records on disk, and how the host makes arrays of one of them.
 
     It stands where a tree of arrays would, with a length and with slices. `train` and `evaluate`
-    give arrays, all of one shape; `train` may draw, from the generator that it is given. Both go to
-    other processes if there are `workers`; without, threads of this process read.
+    give arrays, all of one shape; `train` may draw, from the generator that it is given. It goes to
+    other processes if there are `workers`; without, and in evaluation, threads of this one read.
     """
 
     title: str
@@ -100,7 +100,7 @@ class Streamed:
             filled = self._records.source.repeat()[: len(cut) * size]
             batches = _batches(filled.map(self._records.evaluate), size, self._part)
             found = []
-            with closing(_iterator(batches, self._records.workers)) as iterator:
+            with closing(_iterator(batches)) as iterator:  # workers would start anew each time
                 for _ in reported(self._records.title, cut, self.count):
                     found.append(of_batch(_spread(next(iterator), self._devices), *arguments))
                     jax.block_until_ready(found[-2:-1])  # the host stays one batch ahead, no more
@@ -157,7 +157,7 @@ def _batches(records: grain.MapDataset, batch: int, part: Part) -> grain.MapData
     return parts[part.index : steps * part.count : part.count].repeat()
 
 
-def _iterator(batches: grain.MapDataset, workers: int) -> grain.DatasetIterator:
+def _iterator(batches: grain.MapDataset, workers: int = 0) -> grain.DatasetIterator:
     """Batches in order, read ahead by worker processes, or else by threads."""
     threads = 0 if workers else _THREADS
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
