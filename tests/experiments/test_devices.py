@@ -78,9 +78,8 @@ def test_a_network_made_where_it_belongs_is_that_of_one_device():
     """The random bits are the same; vectors of other lengths round some weights apart."""
     task = Classification(10, (8, 8, 1), (0.5,), (0.5,))
     of = functools.partial(run.initial_network, "lenet300100", task)
-    made, graph = mesh().made(of, jax.random.key(3))
-    expected, other = of(jax.random.key(3))
-    assert graph == other
+    made, _ = mesh().made(of, jax.random.key(3))
+    expected, _ = of(jax.random.key(3))
     chex.assert_trees_all_close(made, expected, rtol=1e-6, atol=0)
     assert made.weights["fc1"]["kernel"][...].sharding.spec == P(None, "data")
 

@@ -112,7 +112,7 @@ def test_two_processes_one_of_them_killed_do_what_one_does(
     kill(processes, which=1)
     _, (first, second) = finished(environment, path, folder, processes=2)
     assert "search: goes on at step" in first and "of 50,200 weights" in first
-    assert "search" not in second and "weights" not in second
+    assert "search: " not in second and "weights" not in second
     assert_same_run(folder, one_process)
 
 
