@@ -37,7 +37,9 @@ class Step(NamedTuple):
     In bytes `state` and `batch`, which are its arguments, `temporary` what it takes besides,
     `limit` what a chip has, and `traffic` what is read and written; in products and sums `flops`.
     Of each kind of collective, how many run and the bytes of all of them. `largest_array` is that
-    of the largest in memory, relative to the largest whole leaf of the state. Of a step that
+    of the largest in memory but records, relative to the largest whole leaf of the state. What is
+    temporary is what XLA's analysis has, which can be some percent more than a chip's limit in a
+    program that the compiler has placed within it. Of a step that
     doesn't fit only arguments, flops and the compiler's words are known.
     """
 
@@ -108,7 +110,8 @@ def of_phase(phase: Any, network: Network, experiment: Experiment, room: Room, l
         return step._replace(words=_reason(str(error)))
     text, memory = program.as_text() or "", program.memory_analysis()
     read = hlo.Program(text)
-    sizes = [entries for entries, _ in compiled.arrays(compiled.in_memory(text))]
+    records = {leaf.size for leaf in jax.tree.leaves(payload)}
+    sizes = {entries for entries, _ in compiled.arrays(compiled.in_memory(text))} - records
     return step._replace(
         temporary=held_besides(memory),
         traffic=read.traffic(),

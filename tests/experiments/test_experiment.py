@@ -1,15 +1,15 @@
 """What a config file and flags make of an experiment."""
 
 import dataclasses
+import functools
 
 import jax
-import numpy as np
 import pytest
 
 from experiments import data, run
 from experiments.experiment import CONFIGS, Experiment, config_name
 from experiments.phases import Dense, FineTune, PruneMagnitudes, Regularize, Threshold
-from experiments.room import Room
+from experiments.room import Room, initial_network
 from experiments.usage import UsageError
 from tests.experiments.runs import FINE_TUNE, SEARCH, SMALL
 
@@ -77,38 +77,18 @@ def test_wrong_values_are_refused(changes, message):
 # configs ----------------------------------------------------------------------------------------
 
 
-SHAPES = {
-    "digits": (8, 8, 1),
-    "mnist": (28, 28, 1),
-    "cifar10": (32, 32, 3),
-    "imagenet2012": (64, 64, 3),
-}
-
-
 @pytest.fixture(scope="module")
 def begun():
     """A configuration's network, without computing its weights, and room; each is made once."""
-    made = {}
 
-    def of(experiment):
-        shape = SHAPES[experiment.dataset]
-        if (experiment.model, shape) not in made:
-            digits = data.load("digits", limit=1)
-            task = dataclasses.replace(digits.task, image_shape=shape).without_standardization()
-            graphs = []
+    @functools.cache
+    def of(model, dataset, options):
+        described = data.described(dataset, **dict(options))
+        make = functools.partial(initial_network, model, described.task)
+        network, graph = jax.eval_shape(make, jax.random.key(0))
+        return network, Room(graph, described)
 
-            def build(key):
-                network, graph = run.initial_network(experiment.model, task, key)
-                graphs.append(graph)
-                return network
-
-            network = jax.eval_shape(build, jax.random.key(0))
-            records = (np.zeros((1, *shape), np.uint8), np.zeros(1, np.int32))
-            dataset = digits._replace(task=task, train=records, test=records)
-            made[experiment.model, shape] = network, Room(graphs[0], dataset)
-        return made[experiment.model, shape]
-
-    return of
+    return lambda each: of(each.model, each.dataset, tuple(each.dataset_options.items()))
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*/*.py")), ids=config_name)

@@ -1,8 +1,8 @@
 """A decoder of a million parameters on the source of Python's standard library, dense.
 
-    python -m experiments.sweep experiments/configs/python/{dense,probmask,gradual,transposable}.py
+    python -m experiments.run experiments/configs/python/dense.py
 
-`make language` does that. The other files of this folder begin with the same first phase, which the
+`make language` compares it with the other files of this folder. They begin with the same first phase, which the
 sweep trains once a seed, and take as many steps after it: 160 and 160, of 1,024 bytes each. That is
 four epochs of 640 windows, spread over the library; more of them (`--limit`) give better models.
 """

@@ -202,7 +202,7 @@ def test_a_stopped_run_goes_on_with_the_very_next_record(
     like, _ = run.initial_network(TRAINED.model, task, jax.random.key(0))
     folders = [tmp_path / name for name in ("whole", "stopped")]
     chex.assert_trees_all_equal(
-        *(outcomes.load(each / "network-0-dense", like) for each in folders)
+        *(outcomes.load(each / "network-0-dense", like, Devices.all()) for each in folders)
     )
 
 

@@ -102,7 +102,7 @@ def test_the_part_of_this_process_is_that_of_its_devices():
 
 
 def test_every_record_is_scored_once_and_in_order():
-    scores = source().scorer(lambda factor, records: factor * records["number"])
+    scores = source().scorer(lambda factor, records: factor * records["number"], 1000)
     for factor in (2, 3):
         np.testing.assert_array_equal(scores(factor), factor * np.arange(COUNT))
     assert scores(2).dtype == jnp.float32
@@ -111,13 +111,13 @@ def test_every_record_is_scored_once_and_in_order():
 def test_scores_are_those_of_records_in_memory():
     held = data.source(plain(np.arange(COUNT)) | {"drawn": np.zeros(COUNT)}, Devices.all())
     score = lambda records: jnp.sin(records["number"].astype(jnp.float32)) + records["drawn"]
-    streamed = source().scorer(score)()
-    np.testing.assert_allclose(streamed, held.scorer(score)(), rtol=1e-6)
+    streamed = source().scorer(score, 1000)()
+    np.testing.assert_allclose(streamed, held.scorer(score, 1000)(), rtol=1e-6)
 
 
 def test_long_evaluations_say_how_far_they_are(monkeypatch, capsys):
     monkeypatch.setattr(progress, "_SECONDS_BETWEEN_REPORTS", 0.0)
-    source().scorer(lambda records: records["number"])()
+    source().scorer(lambda records: records["number"], 1000)()
     assert "numbers: 50 of 50 records, " in capsys.readouterr().err
 
 

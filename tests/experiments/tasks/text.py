@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from experiments import data, outcomes, run
+from experiments.devices import Devices
 from experiments.experiment import Experiment
 from experiments.models.transformer import Decoder, Size
 from experiments.phases import Dense
@@ -45,4 +46,4 @@ def run_phases(folder, *phases, reuse=None, **changes):
     result = run.run(experiment, text(), folder, reuse=reuse)
     like, _ = run.initial_network(experiment.model, Tiny(), jax.random.key(0))
     names = [outcomes.outcome_name(experiment, number) for number in range(len(phases))]
-    return result, [outcomes.load(folder / name, like) for name in names]
+    return result, [outcomes.load(folder / name, like, Devices.all()) for name in names]
