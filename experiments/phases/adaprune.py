@@ -19,6 +19,7 @@ class _Calibrated(OneShot):
     batch: int = 250
     sequential: bool = True
     damping: float = 0.01
+    name: str = "calibrated"
 
     def apply(self, network: Network, sparsity: float, room) -> Network:
         """The network with its mask and new weights and biases."""

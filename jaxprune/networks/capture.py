@@ -242,13 +242,15 @@ class _Writer:
 
     def _note_products(self, step: program.Step, inputs) -> None:
         params = step.equation.params
-        if step.name == "dot_general" and not params["dimension_numbers"][1][0]:
-            for kernel in (0, 1):
+        if step.name == "dot_general":
+            contracted, (batched, _) = params["dimension_numbers"]
+            for kernel in () if batched else (0, 1):
                 if view := self.views.get(inputs[kernel]):
-                    found = self._matrix_product(view, kernel, params["dimension_numbers"][0])
+                    found = self._matrix_product(view, kernel, contracted)
                     self._note(view, inputs[1 - kernel], *found)
-        elif step.name == "conv_general_dilated" and (view := self.views.get(inputs[1])):
-            if params["feature_group_count"] == params["batch_group_count"] == 1:
+        elif step.name == "conv_general_dilated":
+            grouped = params["feature_group_count"] > 1 or params["batch_group_count"] > 1
+            if not grouped and (view := self.views.get(inputs[1])):
                 self._note(view, inputs[0], *self._convolution(view, inputs[1], params))
 
     def _note(self, view: _View, operand: int, inputs, channels: int, layout) -> None:

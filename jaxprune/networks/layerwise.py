@@ -42,7 +42,7 @@ def check(apply, batches, damping) -> list[Any]:
     checks.number("damping", damping, "a number")
     if not damping >= 0:
         raise ValueError(f"damping must not be negative, got {damping}")
-    if hasattr(batches, "dtype"):
+    if hasattr(batches, "dtype") or not hasattr(batches, "__iter__"):
         kind = checks.described(batches)
         raise TypeError(f"`batches` must be a sequence of batches, such as a list, got {kind}")
     batches = list(batches)

@@ -68,4 +68,3 @@ def ridge(moments: Moments, damping: float) -> jax.Array:
 def root_mean_squares(moments: Moments) -> jax.Array:
     """Of each input of the layer."""
     return jnp.sqrt(jnp.diagonal(about_zero(moments).gram) / moments.count)
-

@@ -87,7 +87,7 @@ def prune_layers(
         raise ValueError(f"scope must be one of {[*targets.SCOPES]} or None, got {scope!r}")
     scope = scope or ("outputs" if method == "wanda" else "layer")
     wanted = targets.of_leaves(params, sparsity, where, scope, transposable)
-    mask = [
+    mask: list[Any] = [
         None if own is None else jnp.zeros_like(leaf, bool)
         for leaf, own in zip(jax.tree.leaves(params), wanted, strict=True)
     ]

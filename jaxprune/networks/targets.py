@@ -4,6 +4,7 @@ A target chooses a mask by scores (inputs, outputs), and a part of it by the sco
 as SparseGPT goes through them.
 """
 
+import itertools
 import re
 from typing import Any, NamedTuple, TypeAlias
 
@@ -41,12 +42,13 @@ class Fraction(NamedTuple):
         """How many each group of inputs keeps, so that all together keep what they should."""
         ends = [min(end, inputs) for end in range(0, inputs + group, group)]
         kept = [self._kept(end, outputs) for end in ends]
-        return jnp.array([b - a for a, b in zip(kept, kept[1:], strict=False)], jnp.int32)
+        return jnp.array([b - a for a, b in itertools.pairwise(kept)], jnp.int32)
 
     def part(self, scores: jax.Array, kept: jax.Array) -> jax.Array:
         """The largest scores of a group of inputs."""
         if self.scope == "layer":
-            return selection.top_k_mask(scores, kept)
+            mask: Any = selection.top_k_mask(scores, kept)
+            return mask
         order = jnp.argsort(-scores, axis=0, stable=True)
         return jnp.argsort(order, axis=0) < kept
 
@@ -80,9 +82,9 @@ class Pattern(NamedTuple):
         return self._best(scores)
 
     def _best(self, matrices: jax.Array) -> jax.Array:
-        if self.transposable:
-            return transposable_nm_mask(matrices, self.n, self.m)
-        return nm_mask(matrices, self.n, self.m)
+        of_scores = transposable_nm_mask if self.transposable else nm_mask
+        mask: Any = of_scores(matrices, self.n, self.m)
+        return mask
 
 
 Target: TypeAlias = Fraction | Pattern
@@ -90,14 +92,16 @@ Target: TypeAlias = Fraction | Pattern
 
 def of_leaves(
     params: chex.ArrayTree, sparsity: Any, where, scope: str, transposable: bool
-) -> list[Target | None]:
+) -> list[Any]:
     """The target of each leaf; raises an error for what is none."""
     if isinstance(sparsity, str) or jax.tree_util.all_leaves([sparsity]):
         chosen = jax.tree.structure(params).flatten_up_to(masks.prunable(params, where))
         own = _target(sparsity, scope, transposable)
         return [None if keep is None else own for keep in chosen]
     if where is not None:
-        raise ValueError("a tree of sparsities has None where a leaf stays dense: leave out `where`")
+        raise ValueError(
+            "a tree of sparsities has None for leaves that stay dense: leave out `where`"
+        )
     given = masks.leaves_like(params, sparsity, "the sparsity", "`jax.tree.map` of `params`")
     targets = [None if each is None else _target(each, scope, transposable) for each in given]
     if not any(targets):

@@ -64,8 +64,7 @@ def by_sparsegpt(x, kernel, sparsity, damping=0.01, block=128):
     return np.where(mask, weights, 0).T, mask.T
 
 
-@pytest.mark.parametrize("sparsity", [0.6, "2:4", "1:3"])
-@pytest.mark.parametrize("inputs", [24, 150])
+@pytest.mark.parametrize("sparsity, inputs", [(0.6, 150), ("2:4", 150), ("1:3", 25)])
 def test_sparsegpt_is_the_papers_algorithm(sparsity, inputs):
     params, x = kernel_alone(inputs, 10), correlated(400, inputs) / inputs**0.5
     new, mask = jp.prune_layers(product, params, sparsity, [x[:150], x[150:]])
@@ -128,7 +127,7 @@ def test_a_bias_takes_up_the_means():
 patterns = st.sampled_from([(1, 2), (2, 4), (3, 4), (4, 8), (1, 3), (0, 4), (4, 4)])
 
 
-@hypothesis.settings(max_examples=12)
+@hypothesis.settings(max_examples=6)
 @hypothesis.given(
     method=st.sampled_from(METHODS),
     pattern=patterns,
@@ -156,7 +155,7 @@ def test_patterns_hold_in_every_group(method, pattern, transposable, sizes, seed
     np.testing.assert_array_equal(np.asarray(new["kernel"])[~keep], 0)
 
 
-@hypothesis.settings(max_examples=12)
+@hypothesis.settings(max_examples=6)
 @hypothesis.given(
     method=st.sampled_from(METHODS),
     sparsity=st.sampled_from([0, 0.1, 0.37, 0.5, 0.93, 1]),
@@ -178,7 +177,7 @@ def test_counts_are_exact(method, sparsity, scope, sizes, always_zero):
     assert np.isfinite(new["kernel"]).all()
 
 
-@hypothesis.settings(max_examples=8)
+@hypothesis.settings(max_examples=5)
 @hypothesis.given(
     method=st.sampled_from(["closed_form", "sparsegpt", "admm"]), seed=st.integers(0, 99)
 )
@@ -346,7 +345,7 @@ def test_an_embedding_that_is_only_looked_up_is_refused():
     apply = lambda params, x: params["embed"][x] @ params["kernel"]
     with pytest.raises(ValueError, match=r"is seen of leaves \['embed'\].*`where`"):
         jp.prune_layers(apply, params, 0.5, [jnp.arange(11)])
-    new, mask = jp.prune_layers(apply, params, 0.5, [jnp.arange(11)], where="kernel")
+    _, mask = jp.prune_layers(apply, params, 0.5, [jnp.arange(11)], where="kernel")
     assert mask["embed"] is None
 
 
