@@ -134,7 +134,17 @@ def _solve(moments: Moments, kernel, keep, damping, most: int) -> jax.Array:
         return jnp.zeros(len(gram)).at[places].set(jnp.where(present, found, 0))
 
     at_once = max(_AT_ONCE // max(most, 1) ** 2, 1)
-    return jax.lax.map(of_output, (kept_first, right.T, keep.T), batch_size=at_once).T
+    return _of_each_output(of_output, (kept_first, right.T, keep.T), at_once).T
+
+
+def _of_each_output(function, arrays, at_once: int) -> jax.Array:
+    """Maps over the first axis, so many at a time, of every shard alike: nothing moves."""
+    outputs = len(arrays[0])
+    parts = masks.most_shards(outputs, jax.typeof(arrays[0]).sharding.mesh)
+    split = lambda x: jnp.swapaxes(x.reshape(parts, outputs // parts, *x.shape[1:]), 0, 1)
+    size = max(at_once // parts, 1)
+    found = jax.lax.map(jax.vmap(function), jax.tree.map(split, arrays), batch_size=size)
+    return jnp.swapaxes(found, 0, 1).reshape(outputs, *found.shape[2:])
 
 
 @jax.jit

@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 import jaxprune as jp
+from jaxprune.networks import admm, moments, reconstruction, sparsegpt, targets
 from tests.networks.test_reconstruction import correlated, layer, linear, normal, two_layers
 
 METHODS = ("magnitude", "wanda", "sparsegpt", "admm")
@@ -370,3 +371,26 @@ def test_outputs_over_devices(method, sparsity, transposable):
                  one[0], jax.device_get(many[0]))  # fmt: skip
     assert jax.tree.all(jax.tree.map(lambda a, b: a.sharding.is_equivalent_to(b.sharding, a.ndim),
                                      many[0], spread))  # fmt: skip
+
+
+def test_what_lies_over_devices_is_not_gathered():
+    """Kernels stay where their outputs are; only counts of a global choice cross devices."""
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def array(*shape, spec=(), dtype=jnp.float32):
+        sharding = jax.NamedSharding(mesh, jax.P(*spec))
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    square, row = array(32, 32), array(32)
+    kernel = array(32, 64, spec=(None, "x"))
+    keep = array(32, 64, spec=(None, "x"), dtype=bool)
+    seen = moments.Moments(array(), row, row, square, square)
+    alive = array(32, dtype=bool)
+    half, pattern = targets.Fraction(0.5, "layer"), targets.Pattern(2, 4, True)
+    programs = [
+        sparsegpt.sparsegpt.lower(square, kernel, alive, target=half, channels=32),
+        admm.admm_mask.lower(square, kernel, alive, target=pattern, channels=32),
+        reconstruction._solve.lower(seen, kernel, keep, 0.01, 16),
+    ]
+    for program in programs:
+        assert "all-gather" not in program.compile().as_text()
