@@ -6,8 +6,8 @@ python -m benchmarks.one_shot runs/dense --where='fc[12]' --data_dir=...
 The run's first phase is dense training; whatever model and data set it was of, the same 1,000
 training records, without labels, are what every method sees. A table for the network: the test
 metric, and below it the squared error of the outputs on test records, relative to their variance.
-With `--layer=fc1/kernel` one for this layer alone too, if it is the first one and multiplies the
-flattened inputs.
+With `--layer=fc1/kernel` instead a table of the error of this layer alone, if it is the first one
+and multiplies the flattened inputs.
 """
 
 import argparse
@@ -98,6 +98,7 @@ def of_layer(room: Room, network, name: str, targets, batches) -> None:
     def shown(method, target, weights, _):
         error = relative_error(apply(weights, inputs), apply({"kernel": kernel}, inputs))
         errors[method, target] = f"{error:.5f}"
+        print(method, target, errors[method, target], flush=True)
 
     for target in targets:
         pruned(apply, {"kernel": kernel}, target, None, batches, shown)
@@ -131,9 +132,10 @@ def main() -> None:
     room, network = load(given.run, **{k: path for k, path in paths.items() if path})
     batches = room.calibration(given.records, given.batch)
     print(timing.machine())
-    of_network(room, network, given.where, targets, batches)
     if given.layer:
         of_layer(room, network, given.layer, targets, batches)
+    else:
+        of_network(room, network, given.where, targets, batches)
 
 
 if __name__ == "__main__":
