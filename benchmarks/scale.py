@@ -57,7 +57,8 @@ FOOT = """
 Not in the table: `count`, `layers`, `table` (they run what `sparsity` of a mask runs, and give
 Python numbers); `best_sampled_mask` (`bernoulli_mask`, then the user's score); `problems`,
 `cubic_sparsity`, `annealed_temperature`, `mask_count`, `smallest_n` (no arrays of a leaf's size);
-`pack_24`, `unpack_24` and `reconstruct` (one kernel at a time; the last runs the user's model);
+`pack_24`, `unpack_24`, `prune_layers` and `reconstruct` (one kernel at a time; these two run the
+user's model);
 `channel_cost`, `budget_mask` (numbers of groups), `channel_groups` (looks at shapes alone);
 `shrink`, `shrink_module` and `channel_times` (they run the user's model).
 """

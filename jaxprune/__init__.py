@@ -7,7 +7,7 @@ Keep pruned weights alive       straight_through
 Choose what stays               top_k_mask, keep_top_k
 Choose by pattern               nm_mask, transposable_nm_mask, transposable_potentials,
                                 keep_nm, keep_transposable_nm, mask_count, smallest_n
-Make up for what is pruned      reconstruct
+Prune what is trained, by data  prune_layers, reconstruct
 Learn what stays (ProbMask)     init_probabilities, relaxed_bernoulli, project_probabilities,
                                 best_sampled_mask, vrpge_gradient
 Find it in random weights       gumbel_mask, surrogate_gradient, signed_constant, rescale,
@@ -54,6 +54,7 @@ from jaxprune.methods.straight_through import straight_through
 from jaxprune.networks.channels import ChannelGroups, Channels, channel_groups
 from jaxprune.networks.group_trees import channel_cost, channel_mask, channel_norms
 from jaxprune.networks.modules import shrink_module
+from jaxprune.networks.oneshot import prune_layers
 from jaxprune.networks.reconstruction import reconstruct
 from jaxprune.networks.removal import Shrunk, shrink
 from jaxprune.networks.timing import channel_times
@@ -122,6 +123,7 @@ __all__ = [
     "project_probabilities",
     "projection_capped_simplex",
     "prunable",
+    "prune_layers",
     "reconstruct",
     "relaxed_bernoulli",
     "rescale",

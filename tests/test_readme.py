@@ -16,7 +16,7 @@ README = Path(__file__).parent.parent / "README.md"
 @pytest.mark.usefixtures("relaxed_promotion")
 def test_code_runs():
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
-    links, nnx_loop, linen_loss, gumbel, hoyer, nm, smaller = blocks
+    links, nnx_loop, linen_loss, gumbel, hoyer, nm, one_shot, smaller = blocks
     params = {"kernel": jnp.ones((4, 5))}
     names = {"mask": jp.prunable(params)}
     exec(links, names)
@@ -41,6 +41,10 @@ def test_code_runs():
     assert jp.sparsity(names["sparse"]) == 0.5
     np.testing.assert_array_equal(jp.unpack_24(names["forward"]), names["kernel"].T)
     np.testing.assert_array_equal(jp.unpack_24(names["backward"]), names["kernel"])
+
+    exec(one_shot, names)
+    assert jp.count(names["mask"]) == (64 * 256 + 256 * 16) // 2
+    assert jp.count(names["other"]) == jp.count(names["mask"])
 
     exec(smaller, names)
     shapes = [leaf.shape for leaf in jax.tree.leaves(names["small"].params)]

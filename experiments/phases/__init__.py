@@ -1,5 +1,6 @@
 """The parts that an experiment is made of: a file a method, a line here a phase."""
 
+from experiments.phases.adaprune import PruneLayers as PruneLayers
 from experiments.phases.adaprune import Recalibrate as Recalibrate
 from experiments.phases.adaprune import Reconstruct as Reconstruct
 from experiments.phases.base import Network as Network

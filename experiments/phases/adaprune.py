@@ -1,4 +1,4 @@
-"""AdaPrune: one-shot N:M pruning that the kept weights make up for; BatchNorm estimated anew."""
+"""One-shot pruning by what layers see, the kept weights making up for it; BatchNorm anew."""
 
 import dataclasses
 import time
@@ -7,50 +7,89 @@ import jax
 import jax.numpy as jnp
 
 import jaxprune as jp
-from experiments.phases.base import Network, OneShot, Tree
+from experiments.phases.base import KERNELS, Network, OneShot, Tree
 from experiments.phases.nm import Pattern
-from experiments.usage import UsageError
-
-_REMEDY = (
-    "Of layers in a loop nothing is seen: take the model whose name doesn't end in _scanned; or "
-    "choose other leaves with where"
-)
 
 
 @dataclasses.dataclass(frozen=True)
-class Reconstruct(Pattern, OneShot):
-    """AdaPrune: one-shot pruning to N:M that the kept weights make up for, without labels."""
+class _Calibrated(OneShot):
+    """What phases share that look at some training records, without labels."""
 
     records: int = 1_000
     batch: int = 250
-    method: str = "closed_form"
     sequential: bool = True
     damping: float = 0.01
-    name: str = "reconstruct"
+    name: str = "calibrated"
     whole_leaves = True
 
     def apply(self, network: Network, sparsity: float, room) -> Network:
         """The network with its mask and new weights and biases."""
         start = time.perf_counter()
-        mask = self.mask(network)
-        try:
-            weights = self._reconstructed(network, mask, room)
-        except ValueError as error:
-            raise UsageError(f"{self.name}: {error}. {_REMEDY}") from error
-        jax.block_until_ready(weights)
+        run = lambda weights, inputs: room.run(weights, network.rest, inputs, train=False)[0]
+        batches = room.calibration(self.records, self.batch)
+        weights, mask = jax.block_until_ready(self.pruned(run, network, sparsity, batches))
         print(f"{self.name}: {time.perf_counter() - start:.1f} s with compilation", flush=True)
         return network._replace(weights=weights, mask=mask)
 
-    def _reconstructed(self, network, mask, room):
-        return jp.reconstruct(
-            lambda weights, inputs: room.run(weights, network.rest, inputs, train=False)[0],
+    def pruned(self, run, network: Network, sparsity: float, batches) -> tuple[Tree, Tree]:
+        """The weights and the mask."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class Reconstruct(Pattern, _Calibrated):
+    """AdaPrune: one-shot pruning to N:M that the kept weights make up for, without labels."""
+
+    method: str = "closed_form"
+    name: str = "reconstruct"
+
+    def pruned(self, run, network, sparsity, batches):
+        """The mask of the largest magnitudes, and what makes up for it."""
+        mask = self.mask(network)
+        weights = jp.reconstruct(
+            run,
             network.weights,
             _without_dense_leaves(mask),
-            room.calibration(self.records, self.batch),
+            batches,
             sequential=self.sequential,
             damping=self.damping,
             method=self.method,
         )
+        return weights, mask
+
+
+@dataclasses.dataclass(frozen=True)
+class PruneLayers(_Calibrated):
+    """One-shot pruning of each layer by Wanda, SparseGPT or ADMM, without labels.
+
+    To the sparsity of the experiment, or to a `pattern` such as "2:4".
+    """
+
+    method: str = "sparsegpt"
+    pattern: str = ""
+    transposable: bool = False
+    scope: str | None = None
+    where: str = KERNELS
+    name: str = "layers"
+
+    def pruned(self, run, network, sparsity, batches):
+        """The masks that the method finds; other leaves keep everything."""
+        weights, found = jp.prune_layers(
+            run,
+            network.weights,
+            self.pattern or sparsity,
+            batches,
+            sequential=self.sequential,
+            damping=self.damping,
+            method=self.method,
+            scope=self.scope,
+            transposable=self.transposable,
+            where=self.where,
+        )
+        mask = jax.tree.map(
+            lambda _, keep, own: keep if own is None else own, weights, network.mask, found
+        )
+        return weights, mask
 
 
 def _without_dense_leaves(mask: Tree) -> Tree:

@@ -12,9 +12,11 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-# Primitives that only call what is inside them, and where that is. Not `custom_vjp_call`: written
-# out, it would lose its own derivative.
-_CALLS = {"jit": "jaxpr", "remat2": "jaxpr", "checkpoint": "jaxpr", "custom_jvp_call": "call_jaxpr"}
+# Primitives that only call what is inside them, and where that is. Written out, those with a
+# derivative of their own lose it.
+_CALLS = {"jit": "jaxpr", "remat2": "jaxpr", "checkpoint": "jaxpr"}
+_CALLS_IN_RULES = _CALLS | {"custom_jvp_call": "call_jaxpr"}
+_ALL_CALLS = _CALLS_IN_RULES | {"custom_vjp_call": "call_jaxpr"}
 
 
 class Body(NamedTuple):
@@ -56,14 +58,20 @@ class Program(NamedTuple):
         return all(self.constant[i] for i in step.inputs)
 
 
-def traced(function: Callable[..., Any], *args: Any) -> tuple[Program, Any]:
-    """The function's program for arguments of such shapes, and the structure of its result."""
+def traced(
+    function: Callable[..., Any], *args: Any, derivatives: bool = True
+) -> tuple[Program, Any]:
+    """The function's program for arguments of such shapes, and the structure of its result.
+
+    Where no derivative is wanted, functions with their own are written out as well.
+    """
     closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
     _check_shapes(closed.jaxpr)
     program = Program(Body([], [], []), [], [], {})
     program.body.inputs.extend(_slots(program, closed.jaxpr.invars))
     body = program.body
-    body.outputs.extend(_append(program, body.steps, closed, body.inputs))
+    calls = _CALLS if derivatives else _ALL_CALLS
+    body.outputs.extend(_append(program, body.steps, closed, body.inputs, calls))
     return program, jax.tree.structure(shapes)
 
 
@@ -95,12 +103,9 @@ def _given(program: Program, value, aval) -> int:
 
 
 def _append(
-    program: Program, steps: list[Step], closed: ClosedJaxpr, inputs, in_rule: bool = False
+    program: Program, steps: list[Step], closed: ClosedJaxpr, inputs, calls: dict[str, str]
 ) -> list[int]:
-    """Appends the steps of a jaxpr with such inputs; the slots of its outputs.
-
-    In the rule of a derivative, functions with rules of their own, often the same, are written out.
-    """
+    """Appends the steps of a jaxpr with such inputs, `calls` written out; slots of its outputs."""
     slots = dict(zip(closed.jaxpr.invars, inputs, strict=True))
     for variable, value in zip(closed.jaxpr.constvars, closed.consts, strict=True):
         slots[variable] = _given(program, value, variable.aval)
@@ -112,12 +117,12 @@ def _append(
         constant = all(program.constant[i] for i in operands)
         bodies: tuple[Body, ...] = ()
         if name == "scan" and not constant:
-            bodies = _scan(program, equation, operands, in_rule)
-        elif name == "custom_jvp_call" and not (constant or in_rule):
+            bodies = _scan(program, equation, operands, calls)
+        elif name == "custom_jvp_call" and not (constant or name in calls):
             bodies = _custom_jvp(program, equation, operands)
-        if name in _CALLS and not bodies:
-            inner = _closed(equation.params[_CALLS[name]])
-            results = _append(program, steps, inner, operands, in_rule)
+        if name in {*calls, "custom_jvp_call"} and not bodies:
+            inner = _closed(equation.params[_ALL_CALLS[name]])
+            results = _append(program, steps, inner, operands, calls)
         else:
             results = [_slot(program, x.aval, constant) for x in equation.outvars]
             steps.append(Step(name, equation, operands, results, bodies))
@@ -138,11 +143,11 @@ def scan_counts(equation) -> tuple[int, int]:
     return params["num_consts"], params["num_carry"]
 
 
-def _scan(program: Program, equation, operands, in_rule: bool) -> tuple[Body, ...]:
+def _scan(program: Program, equation, operands, calls: dict[str, str]) -> tuple[Body, ...]:
     closed = _closed(equation.params["jaxpr"])
     same, _ = scan_counts(equation)
     inputs = _slots(program, closed.jaxpr.invars[same:])
-    return (_body(program, closed, [*operands[:same], *inputs], inputs, in_rule),)
+    return (_body(program, closed, [*operands[:same], *inputs], inputs, calls),)
 
 
 def _custom_jvp(program: Program, equation, operands) -> tuple[Body, ...]:
@@ -159,14 +164,14 @@ def _custom_jvp(program: Program, equation, operands) -> tuple[Body, ...]:
     rule = ClosedJaxpr(jaxpr, constants)
     tangents = [_slot(program, program.avals[i], False) for i in inputs]
     return (
-        _body(program, _closed(params["call_jaxpr"]), operands, inputs, False),
-        _body(program, rule, [*operands, *tangents], [*inputs, *tangents], True),
+        _body(program, _closed(params["call_jaxpr"]), operands, inputs, _CALLS),
+        _body(program, rule, [*operands, *tangents], [*inputs, *tangents], _CALLS_IN_RULES),
     )
 
 
-def _body(program: Program, closed, operands, inputs: list[int], in_rule: bool) -> Body:
+def _body(program: Program, closed, operands, inputs: list[int], calls: dict[str, str]) -> Body:
     body = Body([], inputs, [])
-    body.outputs.extend(_append(program, body.steps, closed, operands, in_rule))
+    body.outputs.extend(_append(program, body.steps, closed, operands, calls))
     return body
 
 

@@ -10,33 +10,21 @@ are kept of the data. Each output's kept weights solve normal equations of their
 """
 
 import functools
-import math
-import re
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxprune.networks import capture
-from jaxprune.trees import checks, masks
+from jaxprune.networks import capture, layerwise
+from jaxprune.networks.moments import Moments, matmul, ridge
+from jaxprune.trees import masks
 
 _AT_ONCE = 2**24  # entries of the matrices that are factorised together
 _STEPS, _LEARNING_RATE = 1000, 1e-3
-_HIGHEST = jax.lax.Precision.HIGHEST
-_KERNEL = re.compile(r"(kernel|weight)(?=(/value)?$)")
-
-
-class _Moments(NamedTuple):
-    """Of rows x and d of the sparse and dense network: count, means, sums of x x^T and x d^T."""
-
-    count: jax.Array
-    sparse: jax.Array
-    dense: jax.Array
-    gram: jax.Array
-    cross: jax.Array
+_ROUNDED = 16  # so that layers with masks of their own share what is compiled
 
 
 def reconstruct(
@@ -54,11 +42,13 @@ def reconstruct(
     Args:
       apply: `apply(params, batch)` runs the model, BatchNorm with its running averages; what it
         returns is ignored. It is traced, and the inputs of each leaf's matrix product or
-        convolution are found by themselves, so any model will do.
+        convolution are found by themselves, so any model will do; of layers that are stacked in one
+        leaf and run by `jax.lax.scan`, each on its own.
       params: trained parameters.
       mask: tree of booleans and `None` like `params`, for example an N:M mask of its magnitudes;
         leaves with `None` stay as they are.
-      batches: calibration data, each of one shape: some hundred to a thousand records in all.
+      batches: calibration data, some hundred to a thousand records in all; each shape of batches is
+        compiled. What flows between two layers is held for all of them.
       sequential: whether a layer makes up for the layers before it, too. Otherwise each one sees
         what the dense network's sees.
       damping: delta, as a fraction of the mean square of the inputs; it draws towards the dense
@@ -74,8 +64,8 @@ def reconstruct(
       TypeError: for an `apply` that is no function, a mask that isn't boolean, or batches that
         aren't a sequence.
       ValueError: for a mask that doesn't fit or a masked leaf without products that are seen (in
-        loops, grouped convolutions), no batches, data that give NaN or infinity, equations that
-        are singular (without damping), or an unknown method.
+        other loops, grouped convolutions), no batches, data that give NaN or infinity, equations
+        that are singular (without damping), or an unknown method.
 
     Source: Hubara et al. (NeurIPS 2021), section 5, for the problem; the closed form takes the
     place of its gradient steps.
@@ -91,144 +81,44 @@ def reconstruct(
     >>> error(new) < 0.01 * error(jp.apply_mask(params, mask))
     True
     """
-    checks.function("`apply`", apply)
+    batches = layerwise.check(apply, batches, damping)
     masks.check_boolean(mask)
     mask = masks.fit_mask(params, mask)
-    checks.number("damping", damping, "a number")
-    if not damping >= 0:
-        raise ValueError(f"damping must not be negative, got {damping}")
-    if hasattr(batches, "dtype"):
-        kind = checks.described(batches)
-        raise TypeError(f"`batches` must be a sequence of batches, such as a list, got {kind}")
-    batches = list(batches)
-    if not batches:
-        raise ValueError("calibration takes data: `batches` is empty")
     if method not in _METHODS:
         raise ValueError(f"method must be one of {[*_METHODS]}, got {method!r}")
-    paths_and_leaves, structure = jax.tree_util.tree_flatten_with_path(params)
-    names = [masks.path_name(path) for path, _ in paths_and_leaves]
-    keeps = structure.flatten_up_to(mask)
-    dense = jax.tree.leaves(params)
-    sparse = jax.tree.leaves(masks.apply_mask(params, mask))
-    of_leaves = lambda leaves, batch: apply(structure.unflatten(leaves), batch)
+    keeps = jax.tree.structure(params).flatten_up_to(mask)
 
-    for product in _products_in_order(of_leaves, dense, batches[0], names, keeps):
-        leaf, bias = product.leaf, _bias_of(product, names, dense)
-        moments = _moments(of_leaves, leaf, dense, sparse if sequential else dense, batches)
-        before = dense[leaf].astype(jnp.float32)
-        kernel, keep = (capture.as_matrix(x, product) for x in (before, keeps[leaf]))
-        free = moments if bias is not None else _about_zero(moments)
-        new = _METHODS[method](free, kernel, keep, damping)
-        _check_finite(names[leaf], moments, new, damping)
-        sparse[leaf] = capture.from_matrix(new, dense[leaf], product)
-        if bias is not None:
-            sparse[bias] = _shifted(dense[bias], moments, kernel, new)
-    return structure.unflatten(sparse)
+    def solve(problem: layerwise.Problem) -> jax.Array:
+        keep = capture.as_matrix(keeps[problem.product.leaf], problem.product)
+        return _METHODS[method](problem.fitted, problem.kernel, keep, damping)
 
-
-def _products_in_order(apply, leaves, batch, names, keeps):
-    """The first product with each masked leaf, as the model uses them; its rows are abstract."""
-    products: list[capture.Product] = []
-    jax.eval_shape(lambda *args: products.extend(capture.products(apply, *args)), leaves, batch)
-    first: dict[int, capture.Product] = {}
-    for product in products:
-        if first.setdefault(product.leaf, product).inputs != product.inputs:
-            raise ValueError(f"leaf '{names[product.leaf]}' is multiplied from both sides")
-    unseen = [name for i, name in enumerate(names) if keeps[i] is not None and i not in first]
-    if unseen:
-        raise ValueError(
-            f"no matrix product or ungrouped convolution outside loops is seen of leaves {unseen}: "
-            "put None in their places in the mask"
-        )
-    return [product for leaf, product in first.items() if keeps[leaf] is not None]
-
-
-def _moments(apply, leaf, dense, sparse, batches) -> _Moments:
-    """Of all batches."""
-
-    @jax.jit
-    def of_batch(dense, sparse, batch):
-        def rows(leaves):
-            own = [p.rows for p in capture.products(apply, leaves, batch) if p.leaf == leaf]
-            return jnp.concatenate(own).astype(jnp.float32)
-
-        x, d = rows(sparse), rows(dense)
-        means = jnp.mean(x, 0), jnp.mean(d, 0)
-        x, d = x - means[0][None], d - means[1][None]
-        products = (jnp.matmul(x.T, y, precision=_HIGHEST) for y in (x, d))
-        return _Moments(jnp.float32(len(x)), *means, *products)
-
-    return functools.reduce(_together, (of_batch(dense, sparse, batch) for batch in batches))
-
-
-@jax.jit
-def _together(a: _Moments, b: _Moments) -> _Moments:
-    """Of the rows of both, without the rounding of sums of squares (Chan et al. 1979)."""
-    count = a.count + b.count
-    sparse, dense = b.sparse - a.sparse, b.dense - a.dense
-    weight = a.count * b.count / count
-    return _Moments(
-        count,
-        a.sparse + sparse * (b.count / count),
-        a.dense + dense * (b.count / count),
-        a.gram + b.gram + weight * jnp.outer(sparse, sparse),
-        a.cross + b.cross + weight * jnp.outer(sparse, dense),
+    return layerwise.change(
+        apply,
+        params,
+        masks.apply_mask(params, mask),
+        [keep is not None for keep in keeps],
+        batches,
+        solve,
+        sequential=sequential,
+        damping=damping,
     )
-
-
-def _about_zero(moments: _Moments) -> _Moments:
-    """With sums about zero: what a kernel without a bias has to give."""
-    rows = moments.count * moments.sparse
-    return moments._replace(
-        gram=moments.gram + jnp.outer(rows, moments.sparse),
-        cross=moments.cross + jnp.outer(rows, moments.dense),
-    )
-
-
-def _bias_of(product, names, leaves) -> int | None:
-    """The number of the leaf that is the kernel's bias by its name and size."""
-    name = _KERNEL.sub("bias", names[product.leaf])
-    if name not in names or name == names[product.leaf]:
-        return None
-    outputs = math.prod(leaves[product.leaf].shape[axis] for axis in product.outputs)
-    bias = names.index(name)
-    return bias if leaves[bias].size == outputs else None
-
-
-def _shifted(bias, moments: _Moments, before, after):
-    """The bias that keeps the mean of each output."""
-    matmul = functools.partial(jnp.matmul, precision=_HIGHEST)
-    shift = matmul(moments.dense, before) - matmul(moments.sparse, after)
-    return (bias.astype(jnp.float32) + shift.reshape(bias.shape)).astype(bias.dtype)
-
-
-def _check_finite(name: str, moments: _Moments, new, damping) -> None:
-    finite = lambda x: bool(jnp.all(jnp.isfinite(x)))
-    if not all(map(finite, moments)):
-        raise ValueError(f"the inputs of leaf '{name}' aren't all finite")
-    if not finite(new):
-        raise ValueError(
-            f"the normal equations of leaf '{name}' are singular: it takes more data or damping "
-            f"than {damping}"
-        )
 
 
 # The least squares of one layer.
 
 
-def _closed_form(moments: _Moments, kernel, keep, damping) -> jax.Array:
+def closed_form(moments: Moments, kernel, keep, damping) -> jax.Array:
     """Solves the normal equations of each output's kept weights."""
     most = int(jnp.max(jnp.sum(keep, 0), initial=0))
-    return _solve(moments.gram, moments.cross, kernel, keep, damping, most)
+    rounded = min(-(-most // _ROUNDED) * _ROUNDED, len(keep))
+    return _solve(moments, kernel, keep, damping, rounded)
 
 
 @functools.partial(jax.jit, static_argnames="most")
-def _solve(gram, cross, kernel, keep, damping, most: int) -> jax.Array:
-    squares = jnp.diagonal(gram)
-    # What comes in as nothing but zeros keeps its weight.
-    ridge = jnp.where(squares > 0, damping * jnp.mean(squares), 1.0)
-    gram = gram + jnp.diag(ridge)
-    right = jnp.matmul(cross, kernel, precision=_HIGHEST) + ridge[:, None] * kernel
+def _solve(moments: Moments, kernel, keep, damping, most: int) -> jax.Array:
+    added = ridge(moments, damping)  # what comes in as nothing but zeros keeps its weight
+    gram = moments.gram + jnp.diag(added)
+    right = matmul(moments.cross, kernel) + added[:, None] * kernel
     kept_first = jnp.argsort(~keep, axis=0, stable=True)[:most].T  # (outputs, most)
 
     def of_output(args):
@@ -240,23 +130,33 @@ def _solve(gram, cross, kernel, keep, damping, most: int) -> jax.Array:
         solve = functools.partial(jax.scipy.linalg.cho_solve, factor)
         wanted = jnp.where(present, right[places], 0)
         found = solve(wanted)
-        found = found + solve(wanted - jnp.matmul(own, found, precision=_HIGHEST))
+        found = found + solve(wanted - matmul(own, found))
         return jnp.zeros(len(gram)).at[places].set(jnp.where(present, found, 0))
 
     at_once = max(_AT_ONCE // max(most, 1) ** 2, 1)
-    return jax.lax.map(of_output, (kept_first, right.T, keep.T), batch_size=at_once).T
+    return _of_each_output(of_output, (kept_first, right.T, keep.T), at_once).T
+
+
+def _of_each_output(function, arrays, at_once: int) -> jax.Array:
+    """Maps over the first axis, so many at a time, of every shard alike: nothing moves."""
+    outputs = len(arrays[0])
+    parts = masks.most_shards(outputs, jax.typeof(arrays[0]).sharding.mesh)
+    split = lambda x: jnp.swapaxes(x.reshape(parts, outputs // parts, *x.shape[1:]), 0, 1)
+    size = max(at_once // parts, 1)
+    found = jax.lax.map(jax.vmap(function), jax.tree.map(split, arrays), batch_size=size)
+    return jnp.swapaxes(found, 0, 1).reshape(outputs, *found.shape[2:])
 
 
 @jax.jit
-def _gradient(moments: _Moments, kernel, keep, damping) -> jax.Array:
+def _gradient(moments: Moments, kernel, keep, damping) -> jax.Array:
     """Steps of Adam from the pruned kernel."""
     del damping
     optimizer = optax.adam(_LEARNING_RATE)
-    right = jnp.matmul(moments.cross, kernel, precision=_HIGHEST)
+    right = matmul(moments.cross, kernel)
 
     def step(state, _):
         new, opt_state = state
-        slope = jnp.matmul(moments.gram, new, precision=_HIGHEST) - right
+        slope = matmul(moments.gram, new) - right
         slope = jnp.where(keep, slope, 0) / moments.count
         updates, opt_state = optimizer.update(slope, opt_state)
         return (optax.apply_updates(new, updates), opt_state), None
@@ -266,4 +166,4 @@ def _gradient(moments: _Moments, kernel, keep, damping) -> jax.Array:
     return new
 
 
-_METHODS = {"closed_form": _closed_form, "gradient": _gradient}
+_METHODS = {"closed_form": closed_form, "gradient": _gradient}

@@ -8,23 +8,31 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxprune.networks import capture
+from jaxprune.networks import capture, walking
 
 
 def normal(*shape, seed=0):
     return jax.random.normal(jax.random.key(seed), shape)
 
 
+def seen(apply, params, *args, stacks=()):
+    """The products and their rows."""
+    trace = capture.trace(apply, params, *args, stacks=stacks)
+    met = walking.walk(trace, [jax.tree.leaves(params)], [args])
+    return [(product, product.layout.rows(operands[0][0])) for product, operands in met]
+
+
 def check(apply, params, inputs, output=None):
     """The only product gives the output, up to its shape."""
-    (product,) = capture.products(apply, params, inputs)
+    ((product, rows),) = seen(apply, params, inputs)
     leaf = jax.tree.leaves(params)[product.leaf]
     matrix = capture.as_matrix(leaf, product)
     output = apply(params, inputs) if output is None else output
-    ours = product.rows @ matrix
+    ours = rows @ matrix
     assert ours.size == output.size
     np.testing.assert_allclose(ours.reshape(output.shape), output, rtol=1e-5, atol=1e-5)
-    np.testing.assert_array_equal(capture.from_matrix(matrix, leaf, product), leaf)
+    np.testing.assert_array_equal(capture.with_matrix(leaf, matrix, product), leaf)
+    assert rows.shape[1] == np.prod([leaf.shape[axis] for axis in product.inputs])
     return product
 
 
@@ -53,8 +61,8 @@ PRODUCTS = {
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_matrix_products(name):
     apply, shape, inputs = PRODUCTS[name]
-    product = check(apply, {"w": normal(*shape)}["w"], normal(*inputs, seed=1))
-    assert product.rows.shape[1] == np.prod(inputs[-len(product.inputs) :])
+    product = check(apply, normal(*shape), normal(*inputs, seed=1))
+    assert product.channels == np.prod(inputs[-len(product.inputs) :])
 
 
 def test_the_leaf_on_the_left():
@@ -81,7 +89,9 @@ def test_convolutions(options):
         kernel, images = normal(6, 4, 3, 2), normal(2, 4, 7, 8, seed=1)
     else:
         kernel, images = normal(3, 2, 4, 6), normal(2, 7, 8, 4, seed=1)
-    check(lambda k, x: jax.lax.conv_general_dilated(x, k, **options), kernel, images)
+    product = check(lambda k, x: jax.lax.conv_general_dilated(x, k, **options), kernel, images)
+    assert product.channels == 4
+    assert kernel.shape[product.inputs[-1]] == 4  # channels last, as patterns want them
 
 
 def test_one_dimensional_convolution():
@@ -96,8 +106,8 @@ def found(apply, params, *args):
         for path, _ in jax.tree_util.tree_leaves_with_path(params)
     ]
     return [
-        (paths[product.leaf].removesuffix("/value"), product.rows.shape)
-        for product in capture.products(apply, params, *args)
+        (paths[product.leaf].removesuffix("/value"), rows.shape)
+        for product, rows in seen(apply, params, *args)
     ]
 
 
@@ -154,16 +164,84 @@ def test_equinox():
 def test_what_is_not_seen():
     w = normal(4, 4)
     in_loop = lambda w, x: jax.lax.fori_loop(0, 2, lambda _, y: y @ w, x)
-    assert not capture.products(in_loop, w, normal(5, 4))
-    assert not capture.products(lambda w, x: x @ (w * 2), w, normal(5, 4))
+    assert not seen(in_loop, w, normal(5, 4))
+    assert not seen(lambda w, x: x @ (w * 2), w, normal(5, 4))
+    assert not seen(lambda w, x: jnp.einsum("eb,ebd->ed", x, w), normal(2, 5, 4), normal(2, 5))
     grouped = lambda k, x: jax.lax.conv_general_dilated(
         x, k, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC"), feature_group_count=2
     )
-    assert not capture.products(grouped, normal(3, 2, 4), normal(1, 5, 4))
+    assert not seen(grouped, normal(3, 2, 4), normal(1, 5, 4))
 
 
 def test_a_leaf_that_is_used_twice():
     w = normal(4, 4)
-    products = capture.products(lambda w, x: jnp.sin(x @ w) @ w, w, normal(5, 4))
-    assert [product.leaf for product in products] == [0, 0]
-    np.testing.assert_allclose(products[1].rows, jnp.sin(normal(5, 4) @ w), rtol=1e-6)
+    products = seen(lambda w, x: jnp.sin(x @ w) @ w, w, normal(5, 4))
+    assert [product.leaf for product, _ in products] == [0, 0]
+    np.testing.assert_allclose(products[1][1], jnp.sin(normal(5, 4) @ w), rtol=1e-6)
+
+
+def of_stack(params, x, **options):
+    """Layers stacked along different axes, with the sum of what each gives beside the result."""
+
+    def layer(x, own):
+        a, b = own
+        x = jnp.tanh(x @ a) @ b.T
+        return x, x.sum()
+
+    x, sums = jax.lax.scan(layer, x, (params["a"], jnp.moveaxis(params["b"], 2, 0)), **options)
+    return x @ params["head"] + sums.sum()
+
+
+STACK = {"a": normal(3, 4, 6), "b": normal(4, 6, 3, seed=2), "head": normal(4, 2, seed=3)}
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_layers_of_a_stack(reverse):
+    """Each layer of a stack is met on its own, in the order in which they run."""
+    x = normal(5, 4, seed=4)
+    apply = lambda params, x: of_stack(params, x, reverse=reverse)
+    met = seen(apply, STACK, x, stacks=(0, 1))
+    order = [2, 1, 0] if reverse else [0, 1, 2]
+    expected = [layer for i in order for layer in ((0, ((0, i),)), (1, ((2, i),)))]
+    assert [product.layer for product, _ in met] == [*expected, (2, ())]
+    for (first, rows), (second, hidden) in zip(met[:6:2], met[1:6:2], strict=True):
+        np.testing.assert_allclose(rows, x, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            hidden, jnp.tanh(rows @ capture.as_matrix(STACK["a"], first)), rtol=1e-5, atol=1e-6
+        )
+        x = hidden @ capture.as_matrix(STACK["b"], second)
+    np.testing.assert_allclose(met[-1][1], x, rtol=1e-5, atol=1e-6)
+    changed = capture.with_matrix(STACK["b"], jnp.zeros((6, 4)), met[1][0])
+    np.testing.assert_array_equal((changed == 0).all((0, 1)), np.arange(3) == order[0])
+    assert len(seen(apply, STACK, x)) == 1  # without need, loops stay loops
+
+
+def test_equal_stretches_are_compiled_once():
+    trace = capture.trace(of_stack, STACK, normal(5, 4), stacks=(0, 1))
+    functions = {}
+    last = walking._last_uses(trace)
+    starts = [0, *(product.step for product in trace.products)]
+    for start, product in zip(starts, trace.products, strict=False):
+        walking._compiled(walking._stretch(trace, start, product, last), functions)
+    assert len(trace.products) == 7
+    assert len(functions) == 4  # up to a stack, inside a layer, between two, and out
+
+
+def test_leaves_that_change_on_the_way():
+    """What comes after a product sees the leaves as they are then, however early they were read."""
+    params = {"a": normal(4, 4), "b": normal(4, 4, seed=1), "c": normal(4, 4, seed=2)}
+
+    def apply(params, x):
+        a, b, c = (params[name].T for name in "abc")
+        return jnp.sin(jnp.sin(x @ a) @ b) @ c
+
+    x = normal(5, 4, seed=3)
+    new, dense = jax.tree.leaves(params), jax.tree.leaves(params)
+    rows = []
+    for product, operands in walking.walk(capture.trace(apply, params, x), [new, dense], [x]):
+        rows.append(operands[0])
+        new[product.leaf] = 2 * dense[product.leaf]
+    by_hand = [[x, jnp.sin(x @ (s * a.T))] for s in (2, 1) for a in dense[:1]]
+    np.testing.assert_allclose(rows[1][0], by_hand[0][1], rtol=1e-6)
+    np.testing.assert_allclose(rows[1][1], by_hand[1][1], rtol=1e-6)
+    np.testing.assert_allclose(rows[2][0], jnp.sin(rows[1][0] @ (2 * dense[1].T)), rtol=1e-5)

@@ -92,4 +92,33 @@ ROWS = {
         "damping", "-1.0"),
     "reconstruct, an unused leaf": value(
         lambda: jp.reconstruct(lambda p, x: x, MATRIX, {"w": KERNEL > 0}, [X]), "['w']", "None"),
+    "prune_layers, parameters first": kind(
+        lambda: jp.prune_layers(MATRIX, apply, 0.5, [X]), "`apply`", "function", "dict"),
+    "prune_layers, one array": kind(
+        lambda: jp.prune_layers(apply, MATRIX, 0.5, X), "`batches`", "list", "(16, 8)"),
+    "prune_layers, data first": kind(
+        lambda: jp.prune_layers(apply, MATRIX, [X], 0.5), "`batches`", "list", "0.5"),
+    "prune_layers, a percentage": value(
+        lambda: jp.prune_layers(apply, MATRIX, 50, [X]), "[0, 1]", "50", "fraction"),
+    "prune_layers, no pattern": value(
+        lambda: jp.prune_layers(apply, MATRIX, "2-4", [X]), "'2:4'", "'2-4'"),
+    "prune_layers, more than there are": value(
+        lambda: jp.prune_layers(apply, MATRIX, "5:4", [X]), "n = 5, m = 4"),
+    "prune_layers, a mask": kind(
+        lambda: jp.prune_layers(apply, MATRIX, {"w": KERNEL > 0}, [X]),
+        "`sparsity`", "(8, 4)", "bool"),
+    "prune_layers, a sparsity for another leaf": value(
+        lambda: jp.prune_layers(apply, MATRIX, {"v": 0.5}, [X]), "structure", "'v'"),
+    "prune_layers, nothing to prune": value(
+        lambda: jp.prune_layers(apply, MATRIX, {"w": None}, [X]), "None everywhere"),
+    "prune_layers, a tree and where": value(
+        lambda: jp.prune_layers(apply, MATRIX, {"w": 0.5}, [X], where="w"), "`where`", "None"),
+    "prune_layers, unknown method": value(
+        lambda: jp.prune_layers(apply, MATRIX, 0.5, [X], method="obs"), "sparsegpt", "'obs'"),
+    "prune_layers, unknown scope": value(
+        lambda: jp.prune_layers(apply, MATRIX, 0.5, [X], scope="global"), "outputs", "'global'"),
+    "prune_layers, a transposable fraction": value(
+        lambda: jp.prune_layers(apply, MATRIX, 0.5, [X], transposable=True), "'2:4'", "0.5"),
+    "prune_layers, an unused leaf": value(
+        lambda: jp.prune_layers(lambda p, x: x, MATRIX, 0.5, [X]), "['w']", "`where`"),
 }  # fmt: skip

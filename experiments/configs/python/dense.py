@@ -2,9 +2,10 @@
 
     python -m experiments.run experiments/configs/python/dense.py
 
-`make language` compares it with the other files of this folder. They begin with the same first phase, which the
-sweep trains once a seed, and take as many steps after it: 160 and 160, of 1,024 bytes each. That is
-four epochs of 640 windows, spread over the library; more of them (`--limit`) give better models.
+`make language` compares it with the other files of this folder. They begin with the same phase,
+which the sweep trains once a seed, and take as many steps after it: 160 and 160, of 1,024 bytes
+each. That is four epochs of 640 windows, spread over the library; more (`--limit`) give better
+models.
 """
 
 from experiments.experiment import Experiment

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from experiments import data, run
-from experiments.phases import PrunePattern, Recalibrate, Reconstruct
+from experiments.phases import PruneLayers, PrunePattern, Recalibrate, Reconstruct
 from experiments.room import Room
 from tests.experiments.phases.patterns import HIDDEN, check_pattern
 
@@ -21,6 +21,15 @@ def test_adaprune_makes_up_for_one_shot_pruning(after_dense, trained):
     dense = trained[1]["accuracy"]
     assert dense > 0.85
     assert one_shot["accuracy"] < result["accuracy"] > dense - 0.1
+
+
+def test_layers_are_pruned_by_what_they_see(after_dense, trained):
+    how = {"records": 500, "batch": 250, "where": HIDDEN, "pattern": "1:4"}
+    one_shot, _ = after_dense("c", PruneLayers(method="magnitude", **how))
+    result, network = after_dense("d", PruneLayers(method="sparsegpt", **how))
+    check_pattern(network.weights["fc1"]["kernel"][...], 1, 4, False)
+    assert bool(jnp.all(network.mask["fc3"]["kernel"][...]))  # dense, but still counted
+    assert one_shot["accuracy"] < result["accuracy"] > trained[1]["accuracy"] - 0.1
 
 
 @pytest.mark.slow

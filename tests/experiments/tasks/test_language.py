@@ -183,9 +183,9 @@ def test_a_stack_of_layers_is_trained(tmp_path):
     assert result["problems"] == []
 
 
-def test_reconstruction_of_a_stack_names_the_remedy(tmp_path):
-    with pytest.raises(UsageError, match=r"reconstruct: .*layers/attention.*_scanned"):
-        run_phases(tmp_path, RECONSTRUCT, model="tiny_scanned")
+def test_reconstruction_sees_the_layers_of_a_stack(tmp_path):
+    result, _ = run_phases(tmp_path, RECONSTRUCT, model="tiny_scanned")
+    assert 2 * result["kept"] == result["weights"] == WEIGHTS
 
 
 @pytest.mark.parametrize("model", ["tiny", pytest.param("tiny_scanned", marks=pytest.mark.slow)])

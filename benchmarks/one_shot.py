@@ -1,0 +1,142 @@
+"""A trained network pruned in one shot, by every method: how far off it is, and what it still can.
+
+python -m experiments.run experiments/configs/mnist/dense.py --out=runs/dense --data_dir=...
+python -m benchmarks.one_shot runs/dense --where='fc[12]' --data_dir=...
+
+The run's first phase is dense training; whatever model and data set it was of, the same 1,000
+training records, without labels, are what every method sees. A table for the network: the test
+metric, and below it the squared error of the outputs on test records, relative to their variance.
+With `--layer=fc1/kernel` instead a table of the error of this layer alone, if it is the first one
+and multiplies the flattened inputs.
+"""
+
+import argparse
+import ast
+import re
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+import jaxprune as jp
+from benchmarks import timing
+from experiments import data, outcomes, run
+from experiments.room import Room
+
+TARGETS = {
+    "50%": (0.5, {}),
+    "60%": (0.6, {}),
+    "70%": (0.7, {}),
+    "90%": (0.9, {}),
+    "2:4": ("2:4", {}),
+    "2:4 transposable": ("2:4", {"transposable": True}),
+}
+METHODS = ("magnitude", "wanda", "sparsegpt", "admm")
+
+
+def pruned(apply, weights, target, where, batches, shown) -> dict[str, tuple]:
+    """What each method makes of the weights; `shown` takes each as it comes."""
+    sparsity, options = TARGETS[target]
+    for method in METHODS:
+        start = time.perf_counter()
+        new, mask = jp.prune_layers(
+            apply, weights, sparsity, batches, method=method, where=where, **options
+        )
+        jax.block_until_ready(new)
+        shown(method, target, new, time.perf_counter() - start)
+        if method != "admm":  # whose weights are these already
+            fitted = jp.reconstruct(apply, weights, mask, batches)
+            shown(f"{method}, then `reconstruct`", target, fitted, None)
+
+
+def relative_error(outputs: jax.Array, dense: jax.Array) -> float:
+    """The squared error over the variance of each output."""
+    spread = dense - dense.mean(range(dense.ndim - 1), keepdims=True)
+    return float(jnp.sum((outputs - dense) ** 2) / jnp.sum(spread**2))
+
+
+def table(title: str, targets, cells: dict[tuple[str, str], str]) -> None:
+    """Prints a row for each method."""
+    print(f"\n{title}\n\n| | {' | '.join(targets)} |\n|---{'|---' * len(targets)}|")
+    for method in dict.fromkeys(method for method, _ in cells):
+        print(f"| {method} | {' | '.join(cells[method, target] for target in targets)} |")
+
+
+def of_network(room: Room, network, where, targets, batches) -> None:
+    """The tables of the whole network."""
+    apply = lambda weights, inputs: room.run(weights, network.rest, inputs, train=False)[0]
+    inputs = room.task.inputs(room.test.first(1_000))
+    outputs = jax.jit(apply)
+    dense = outputs(network.weights, inputs)
+    metric = lambda weights: f"{float(room.test_metric(weights, network.rest)):.4f}"
+    cells, errors, seconds = {}, {}, {}
+
+    def shown(method, target, weights, took):
+        cells[method, target] = metric(weights)
+        errors[method, target] = f"{relative_error(outputs(weights, inputs), dense):.4f}"
+        if took is not None:
+            seconds[method, target] = f"{took:.1f}"
+        print(method, target, cells[method, target], flush=True)
+
+    for target in targets:
+        pruned(apply, network.weights, target, where, batches, shown)
+    table(f"{room.task.metric.name}, dense {metric(network.weights)}", targets, cells)
+    table("Error of the outputs", targets, errors)
+    table("Seconds with compilation", targets, seconds)
+
+
+def of_layer(room: Room, network, name: str, targets, batches) -> None:
+    """The table of one layer alone, on test records."""
+    leaves = jax.tree_util.tree_leaves_with_path(network.weights)
+    named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    kernel = next(leaf for path, leaf in named.items() if path.startswith(name))
+    apply = lambda weights, inputs: inputs.reshape(len(inputs), -1) @ weights["kernel"]
+    inputs = room.task.inputs(room.test.first(1_000))
+    errors = {}
+
+    def shown(method, target, weights, _):
+        error = relative_error(apply(weights, inputs), apply({"kernel": kernel}, inputs))
+        errors[method, target] = f"{error:.5f}"
+        print(method, target, errors[method, target], flush=True)
+
+    for target in targets:
+        pruned(apply, {"kernel": kernel}, target, None, batches, shown)
+    table(f"Error of {name} alone, test records", targets, errors)
+
+
+def load(folder: Path, **paths):
+    """The network after the first phase of a run, and its room."""
+    settings = (folder / "settings.txt").read_text()
+    given = lambda name: ast.literal_eval(re.search(rf"\b{name}=([^,)]*)", settings)[1])
+    dataset = data.load(given("dataset"), limit=given("limit"), **paths)
+    network, graph = run.initial_network(given("model"), dataset.task, jax.random.key(0))
+    outcome = next(folder.glob("network-0-*[!.txt]"))
+    return Room(graph, dataset), outcomes.load(outcome, network)
+
+
+def main() -> None:
+    """Prints the tables of a trained network."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--where", default="kernel")
+    parser.add_argument("--layer")
+    parser.add_argument("--targets", default="50%,70%,90%,2:4,2:4 transposable")
+    parser.add_argument("--records", type=int, default=1_000)
+    parser.add_argument("--batch", type=int, default=250)
+    parser.add_argument("--data_dir")
+    parser.add_argument("--cache_dir")
+    given = parser.parse_args()
+    targets = given.targets.split(",")
+    paths = {"data_dir": given.data_dir, "cache_dir": given.cache_dir}
+    room, network = load(given.run, **{k: path for k, path in paths.items() if path})
+    batches = room.calibration(given.records, given.batch)
+    print(timing.machine())
+    if given.layer:
+        of_layer(room, network, given.layer, targets, batches)
+    else:
+        of_network(room, network, given.where, targets, batches)
+
+
+if __name__ == "__main__":
+    main()
