@@ -103,17 +103,19 @@ class Attention(nnx.Module):
     def __init__(self, size: Size, *, rngs: nnx.Rngs):
         self.of_head = size.width // size.heads
         shared = size.groups * self.of_head
-        self.query = _linear(size, size.width, size.width, rngs)
-        self.key = _linear(size, size.width, shared, rngs)
-        self.value = _linear(size, size.width, shared, rngs)
-        self.out = _linear(size, size.width, size.width, rngs, _to_stream(size))
+        # In a stack, kernels named query, key, value or out would look like Flax's own, which have an
+        # axis of heads.
+        self.queries = _linear(size, size.width, size.width, rngs)
+        self.keys = _linear(size, size.width, shared, rngs)
+        self.values = _linear(size, size.width, shared, rngs)
+        self.mixed = _linear(size, size.width, size.width, rngs, _to_stream(size))
 
     def __call__(self, features: jax.Array) -> jax.Array:
         query, key, value = map(
-            self._by_head, (self.query(features), self.key(features), self.value(features))
+            self._by_head, (self.queries(features), self.keys(features), self.values(features))
         )
         found = jax.nn.dot_product_attention(rotated(query), rotated(key), value, is_causal=True)
-        return self.out(found.reshape(*features.shape[:2], -1))
+        return self.mixed(found.reshape(*features.shape[:2], -1))
 
     def _by_head(self, features):
         # As many heads as there are: some may have left with their weights.

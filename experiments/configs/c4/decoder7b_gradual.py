@@ -22,5 +22,7 @@ experiment = Experiment(
     dataset="c4/en",
     dataset_options={"context": 2_048, "test_records": 8_192},
     limit=524_288,
+    # For --mesh=data:...,model:8, say: heads and hidden units are shared.
+    model_axes={"(queries|keys|values|gate|up)/kernel": -1, "(mixed|down)/kernel": -2},
     phases=(PruneGradually(epochs=20, every=100, **adamw),),
 )

@@ -48,9 +48,9 @@ def test_products_of_turned_features_depend_on_their_distance_alone():
 def test_groups_are_heads_whose_keys_and_values_repeat():
     shared = Attention(TINY, rngs=nnx.Rngs(0))
     alone = Attention(TINY._replace(groups=4), rngs=nnx.Rngs(0))
-    for name in ("query", "out"):
+    for name in ("queries", "mixed"):
         getattr(alone, name).kernel[...] = getattr(shared, name).kernel[...]
-    for name in ("key", "value"):
+    for name in ("keys", "values"):
         kernel = getattr(shared, name).kernel[...].reshape(16, 2, 4)
         getattr(alone, name).kernel[...] = jnp.repeat(kernel, 2, axis=1).reshape(16, 16)
     features = jax.random.normal(jax.random.key(2), (2, 5, 16))

@@ -199,7 +199,7 @@ def test_hidden_units_leave(tmp_path, model):
     shape = lambda part, name: layer[part][name]["kernel"].shape[-2:]
     hidden = shape("mlp", "gate")[1]
     assert hidden < 24 and shape("mlp", "down") == (hidden, 16)
-    assert shape("attention", "query") == (16, 16)
+    assert shape("attention", "queries") == (16, 16)
 
 
 @pytest.mark.slow
