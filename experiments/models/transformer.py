@@ -103,8 +103,8 @@ class Attention(nnx.Module):
     def __init__(self, size: Size, *, rngs: nnx.Rngs):
         self.of_head = size.width // size.heads
         shared = size.groups * self.of_head
-        # In a stack, kernels named query, key, value or out would look like Flax's own, which have an
-        # axis of heads.
+        # In a stack, kernels named query, key, value or out would look like Flax's own, which have
+        # an axis of heads.
         self.queries = _linear(size, size.width, size.width, rngs)
         self.keys = _linear(size, size.width, shared, rngs)
         self.values = _linear(size, size.width, shared, rngs)
