@@ -1,7 +1,8 @@
 """What the compiler makes of an experiment for a TPU that isn't there: look before you rent.
 
 libtpu compiles ahead of time for chips that it only has described. Each phase that trains is
-compiled as it would run, on shapes alone: no record is read and no weight is made. Operations are
+compiled as it would run, on shapes alone: no record is read and no weight is made. Phases that
+train nothing are left out: what follows them is compiled for the whole network. Operations are
 counted in the step as it is written, rematerialisation included; memory, bytes and collectives in
 what the compiler made of it.
 """
@@ -37,10 +38,10 @@ class Step(NamedTuple):
     In bytes `state` and `batch`, which are its arguments, `temporary` what it takes besides,
     `limit` what a chip has, and `traffic` what is read and written; in products and sums `flops`.
     Of each kind of collective, how many run and the bytes of all of them. `largest_array` is that
-    of the largest in memory but records, relative to the largest whole leaf of the state. What is
-    temporary is what XLA's analysis has, which can be some percent more than a chip's limit in a
-    program that the compiler has placed within it. Of a step that
-    doesn't fit only arguments, flops and the compiler's words are known.
+    of the largest in memory but records, relative to the largest whole leaf of the state. XLA's
+    analysis, which `temporary` is from, can be some percent above the limit for a program that the
+    compiler has placed within it. Of a step that doesn't fit only arguments, flops and the
+    compiler's words are known.
     """
 
     phase: str
@@ -108,12 +109,17 @@ def of_phase(phase: Any, network: Network, experiment: Experiment, room: Room, l
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return step._replace(words=_reason(str(error)))
-    text, memory = program.as_text() or "", program.memory_analysis()
+    return _read(step, program, state, payload)
+
+
+def _read(step: Step, program: jax.stages.Compiled, state: Tree, payload: Tree) -> Step:
+    """The step with what the compiled program says."""
+    text = program.as_text() or ""
     read = hlo.Program(text)
     records = {leaf.size for leaf in jax.tree.leaves(payload)}
     sizes = {entries for entries, _ in compiled.arrays(compiled.in_memory(text))} - records
     return step._replace(
-        temporary=held_besides(memory),
+        temporary=held_besides(program.memory_analysis()),
         traffic=read.traffic(),
         collectives=summed(read.collectives()),
         largest_array=max(sizes) / max(leaf.size for leaf in jax.tree.leaves(state)),
