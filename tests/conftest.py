@@ -2,8 +2,8 @@
 
 The devices are set before JAX is first used; JAX_PLATFORMS in the environment chooses others. The
 doctests of jaxprune/ run under JAX's own promotion rules, as a user would run them. What one test
-or one run has compiled, others find in `.pytest_cache`. With `ONE_CASE_IN=3` in the environment
-each test runs on a third of its parameters: which versions of JAX it works with shows on these.
+or one run has compiled, others find in `.pytest_cache`. With `ONE_CASE_IN=6` in the environment
+each test runs on a sixth of its parameters: which versions of JAX it works with shows on these.
 """
 
 import collections
