@@ -38,10 +38,8 @@ class Step(NamedTuple):
     In bytes `state` and `batch`, which are its arguments, `temporary` what it takes besides,
     `limit` what a chip has, and `traffic` what is read and written; in products and sums `flops`.
     Of each kind of collective, how many run and the bytes of all of them. `largest_array` is that
-    of the largest in memory but records, relative to the largest whole leaf of the state. XLA's
-    analysis, which `temporary` is from, can be some percent above the limit for a program that the
-    compiler has placed within it. Of a step that doesn't fit only arguments, flops and the
-    compiler's words are known.
+    of the largest in memory but records, relative to the largest whole leaf of the state. Of a step
+    that the compiler refuses only arguments, flops and its words are known.
     """
 
     phase: str
@@ -60,6 +58,11 @@ class Step(NamedTuple):
     def memory(self) -> int | None:
         """All that it takes, in bytes."""
         return None if self.temporary is None else self.state + self.batch + self.temporary
+
+    @property
+    def fits(self) -> bool:
+        """Whether a chip holds it: the compiler accepts some steps that it doesn't."""
+        return self.memory is not None and (not self.limit or self.memory <= self.limit)
 
 
 def steps(experiment: Experiment, topology: str, mesh: str | None) -> list[Step]:
@@ -220,8 +223,9 @@ def _of_step(step: Step) -> list[str]:
         f"{runs:,} x {name} ({size(moved)} in all)"
         for name, (runs, moved) in sorted((step.collectives or {}).items())
     ]
+    verdict = "fits" if step.fits else "DOES NOT FIT"
     return [
-        f"{step.phase}: fits, {size(step.memory)} of {limit}{part}",
+        f"{step.phase}: {verdict}, {size(step.memory)} of {limit}{part}",
         f"{arguments}, temporary {size(step.temporary or 0)}",
         f"{work}, {size(step.traffic or 0)} read and written in memory",
         f"  between chips: {', '.join(moved) or 'nothing'}",

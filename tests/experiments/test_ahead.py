@@ -104,6 +104,9 @@ def test_what_does_not_fit_is_said():
     assert step.memory is None
     assert "DOES NOT FIT in 16 GiB" in ahead.text([step], "v5e:4x4")
     assert "27.35G" in ahead.text([step], "v5e:4x4")
+    placed = step._replace(temporary=2**34, traffic=0.0, collectives={}, largest_array=1.0)
+    assert "DOES NOT FIT, 18 GiB of 16 GiB" in ahead.text([placed], "v5e:4x4")
+    assert placed._replace(temporary=2**33).fits
 
 
 @pytest.mark.parametrize(
