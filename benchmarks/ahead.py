@@ -24,6 +24,7 @@ ROWS = [
         for chips, flags in ((LARGE, ""), (LARGE, "--mesh=data:64,model:8"), (SMALL, "{}.batch=64"))
         for name in ("probmask", "transposable", "gradual")
     ],
+    (DECODER.format("gradual"), "v5e:8x8", "{}.batch=64"),
 ]
 COLUMNS = [
     *("experiment", "chips", "flags", "state", "records", "temporary", "of its memory"),
