@@ -97,33 +97,48 @@ def run(
     with announced(f"making {experiment.model}"):
         first, _ = devices.made(initial, first_key)
     network = first
-    for number, phase in enumerate(experiment.phases):
+    for number in range(len(experiment.phases)):
         processes.stop_if_asked()
-        outcome = folder / outcomes.outcome_name(experiment, number)
-        of_phase = folder / f"checkpoints-{number}-{phase.name}"
-        finished = processes.agreed(outcome.exists())
-        if finished:
-            network = outcomes.load(outcome, network, devices)
-        elif phase.epochs:
-            network = training.train(
-                phase,
-                network,
-                experiment,
-                room,
-                jax.random.fold_in(key, number + 1),
-                log.of_phase(number, phase.name),
-                checkpoints.saved_in(of_phase, checkpoint_seconds, devices),
-            )
-        else:
-            network = applied(phase, network, experiment, room)
-        if not finished:
-            network = devices.placed(network)
-            outcomes.save(outcome, network, outcomes.history(experiment, number))
-        if processes.is_main():
-            shutil.rmtree(of_phase, ignore_errors=True)
+        network = after_phase(number, network, experiment, room, key, log, checkpoint_seconds)
 
     network = network._replace(weights=network.masked_weights())
     return report(experiment, first, network, room, log, folder)
+
+
+def after_phase(
+    number: int,
+    network: Network,
+    experiment: Experiment,
+    room: Room,
+    key: jax.Array,
+    log: Log,
+    checkpoint_seconds: float,
+) -> Network:
+    """The outcome of a phase, which lies beside the log if the phase has finished before."""
+    phase, folder = experiment.phases[number], log.path.parent
+    outcome = folder / outcomes.outcome_name(experiment, number)
+    of_phase = folder / f"checkpoints-{number}-{phase.name}"
+    finished = processes.agreed(outcome.exists())
+    if finished:
+        network = outcomes.load(outcome, network, room.devices)
+    elif phase.epochs:
+        network = training.train(
+            phase,
+            network,
+            experiment,
+            room,
+            jax.random.fold_in(key, number + 1),
+            log.of_phase(number, phase.name),
+            checkpoints.saved_in(of_phase, checkpoint_seconds, room.devices),
+        )
+    else:
+        network = applied(phase, network, experiment, room)
+    if not finished:
+        network = room.devices.placed(network)
+        outcomes.save(outcome, network, outcomes.history(experiment, number))
+    if processes.is_main():
+        shutil.rmtree(of_phase, ignore_errors=True)
+    return network
 
 
 def applied(phase: Any, network: Network, experiment: Experiment, room: Room) -> Network:

@@ -2,7 +2,7 @@
 
 python -m experiments.run experiments/configs/digits/probmask.py
 
-Under a minute on two cores. 502 of 50,200 weights are kept; test accuracy 94.4%.
+Under a minute on two cores. 502 of 50,200 weights are kept; test accuracy 96.4%.
 """
 
 from experiments.experiment import Experiment
