@@ -210,7 +210,7 @@ def _sum_over_groups(tree, axis, penalty) -> jax.Array:
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         wide = _wide(leaf)
         for inside in groups.axes_inside(axis, masks.path_name(path), leaf.shape):
-            # The XLA of JAX 0.7 makes NaN of groups without entries.
+            # The XLA of JAX 0.9 makes NaN of groups without entries.
             terms.append(penalty(wide, inside) if leaf.size else jnp.zeros((), wide.dtype))
     return functools.reduce(jnp.add, terms)
 

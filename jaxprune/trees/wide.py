@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
-import jax.experimental
 import jax.numpy as jnp
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -19,11 +18,10 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 def counts_in_64_bits(function: _Function) -> _Function:
     """The function, run (or traced) with 64-bit integers; uint64 must not leave it to users."""
-    home: Any = jax if hasattr(jax, "enable_x64") else jax.experimental  # JAX 0.7 has the latter
 
     @functools.wraps(function)
     def wide(*args, **kwargs):
-        with home.enable_x64(True):
+        with jax.enable_x64(True):
             return function(*args, **kwargs)
 
     return wide  # type: ignore[return-value]

@@ -39,14 +39,7 @@ def uninterrupted(tmp_path_factory):
 def assert_same_run(folder, reference):
     for name in ("0-search", "1-fine-tune"):
         chex.assert_trees_all_equal(outcome(folder, name), outcome(reference, name))
-    assert rows(folder, without=["seconds", "accuracy"]) == rows(
-        reference, without=["seconds", "accuracy"]
-    )
-    # All that is trained has the same bits. But logits of an early search nearly tie, and threads
-    # of JAX 0.7 on CPUs round them apart when it is evaluated: by up to 16 of 360 records here.
-    if jax.__version_info__ >= (0, 8):
-        accuracies = ([row["accuracy"] for row in rows(each)] for each in (folder, reference))
-        np.testing.assert_allclose(*accuracies, atol=2 / 360)
+    assert rows(folder, without=["seconds"]) == rows(reference, without=["seconds"])
 
 
 # in this process --------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import pytest
 import jaxprune as jp
 from jaxprune.methods import penalties
 
-float64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
+float64 = jax.enable_x64
 SHAPE = (2, 3, 4)  # a one-dimensional convolution of 3 inputs and 4 outputs
 
 
@@ -384,7 +384,7 @@ def test_a_million_float16_weights_do_not_overflow():
     np.testing.assert_allclose(on_groups(("inputs", "outputs"))(w), 2_000, rtol=1e-5)
     np.testing.assert_allclose(jp.l1(w), MILLION / 2, rtol=1e-6)
     large = jnp.full((1_000, 1_000), 6e4, jnp.float16)
-    np.testing.assert_allclose(jp.hoyer_ratio(large), 1_000, rtol=1e-6)
+    np.testing.assert_allclose(jp.hoyer_ratio(large), 1_000, rtol=1e-5)
     np.testing.assert_allclose(on_groups("outputs")(large), 1_000, rtol=1e-5)
 
 

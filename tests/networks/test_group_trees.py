@@ -94,8 +94,7 @@ def test_gradient_of_hoyer_square_over_groups():
     _, params, _, channels = network(recurrent)
     penalty = lambda params: jp.hoyer_square(jp.channel_norms(params, channels))
     gradient = jax.jit(jax.grad(penalty))(params)
-    home = jax if hasattr(jax, "enable_x64") else jax.experimental
-    with home.enable_x64(True):
+    with jax.enable_x64(True):
         wide = jax.tree.map(lambda leaf: jnp.asarray(np.float64(leaf)), params)
         step = optax.tree.random_like(jax.random.key(1), wide)
         value = jax.jit(lambda t: penalty(jax.tree.map(lambda p, s: p + t * s, wide, step)))
