@@ -25,23 +25,22 @@ from experiments import data, outcomes, run
 from experiments.room import Room
 
 TARGETS = {
-    "50%": (0.5, {}),
-    "60%": (0.6, {}),
-    "70%": (0.7, {}),
-    "90%": (0.9, {}),
-    "2:4": ("2:4", {}),
-    "2:4 transposable": ("2:4", {"transposable": True}),
+    "50%": 0.5,
+    "60%": 0.6,
+    "70%": 0.7,
+    "90%": 0.9,
+    "2:4": "2:4",
+    "2:4 transposable": jp.NM(2, 4, transposable=True),
 }
 METHODS = ("magnitude", "wanda", "sparsegpt", "admm")
 
 
 def pruned(apply, weights, target, where, batches, shown) -> dict[str, tuple]:
     """What each method makes of the weights; `shown` takes each as it comes."""
-    sparsity, options = TARGETS[target]
     for method in METHODS:
         start = time.perf_counter()
         new, mask = jp.prune_layers(
-            apply, weights, sparsity, batches, method=method, where=where, **options
+            apply, weights, TARGETS[target], batches, method=method, where=where
         )
         jax.block_until_ready(new)
         shown(method, target, new, time.perf_counter() - start)

@@ -259,15 +259,19 @@ def n_schedule(step):
 rising = jp.cubic_sparsity(0.9, 10, 1000)
 LINKS = {
     "keep_mask": Link(lambda s: jp.keep_mask(s.mask)),
-    "keep_top_k": Link(lambda s: jp.keep_top_k(0.9)),
-    "keep_top_k, every 100, scheduled": Link(lambda s: jp.keep_top_k(rising, every=100)),
-    "keep_nm": Link(lambda s: jp.keep_nm(2, 4)),
-    "keep_nm, every 40": Link(lambda s: jp.keep_nm(2, 4, every=40)),
-    "keep_nm, outputs, scheduled": Link(
-        lambda s: jp.keep_nm(n_schedule, 4, every=40, axis="outputs")
+    "keep_sparse": Link(lambda s: jp.keep_sparse(0.9)),
+    "keep_sparse, every 100, scheduled": Link(lambda s: jp.keep_sparse(rising, every=100)),
+    "keep_sparse 2:4": Link(lambda s: jp.keep_sparse("2:4")),
+    "keep_sparse 2:4, every 40": Link(lambda s: jp.keep_sparse("2:4", every=40)),
+    "keep_sparse 2:4, outputs, scheduled": Link(
+        lambda s: jp.keep_sparse(jp.NM(n_schedule, 4, axis="outputs"), every=40)
     ),
-    "keep_transposable_nm": Link(lambda s: jp.keep_transposable_nm(2, 4)),
-    "keep_transposable_nm, scheduled": Link(lambda s: jp.keep_transposable_nm(n_schedule, 4)),
+    "keep_sparse transposable 2:4": Link(
+        lambda s: jp.keep_sparse(jp.NM(2, 4, transposable=True), every=40)
+    ),
+    "keep_sparse transposable 2:4, scheduled": Link(
+        lambda s: jp.keep_sparse(jp.NM(n_schedule, 4, transposable=True), every=40)
+    ),
     "project_probabilities": Link(lambda s: jp.project_probabilities(rising), tree="probs"),
     "project_probabilities, costs": Link(
         lambda s: jp.project_probabilities(0.9, costs=jax.tree.map(lambda _: 2.0, s.probs)),
@@ -282,7 +286,11 @@ LINKS = {
         first=True,
     ),
 }
-STRAIGHT = ("keep_nm, every 40", "keep_top_k, every 100, scheduled", "keep_transposable_nm")
+STRAIGHT = (
+    "keep_sparse 2:4, every 40",
+    "keep_sparse, every 100, scheduled",
+    "keep_sparse transposable 2:4",
+)
 
 
 def with_link(
@@ -371,7 +379,7 @@ CASES: dict[str, Case] = (
     FUNCTIONS
     | CHANNELS
     | {f"step, {name}": step_with(name) for name in NAMES}
-    | {f"init, {name}": init_of(name) for name in ("keep_top_k", "keep_nm", NAMES[-1])}
+    | {f"init, {name}": init_of(name) for name in ("keep_sparse", "keep_sparse 2:4", NAMES[-1])}
 )
 MECHANISMS = (
     "prunable",

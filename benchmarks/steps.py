@@ -68,9 +68,9 @@ def cases(weights, task) -> dict[str, tuple[Callable, tuple]]:
     """Steps between two choices of a mask, as (function, arguments)."""
     size = sum(leaf.size for leaf in weights)
     mask = jp.top_k_mask(jax.tree.map(jnp.abs, weights), size // 10)
-    top_k = jp.keep_top_k(0.9, every=100)
-    nm = jp.keep_nm(2, 4, every=40, where=divides)
-    transposable = jp.keep_transposable_nm(2, 4, every=40, where=divides)
+    top_k = jp.keep_sparse(0.9, every=100)
+    nm = jp.keep_sparse("2:4", every=40, where=divides)
+    transposable = jp.keep_sparse(jp.NM(2, 4, transposable=True), every=40, where=divides)
     after = lambda link: step(optax.chain(optax.adam(1e-3), link), task, weights)
     before = lambda link: step(optax.chain(link, optax.adam(1e-3)), task, weights)
     behind = lambda link: step(jp.straight_through(optax.adam(1e-3), link), task, weights)
@@ -78,13 +78,13 @@ def cases(weights, task) -> dict[str, tuple[Callable, tuple]]:
         "dense step": step(optax.adam(1e-3), task, weights),
         "two dense steps": two_steps(optax.adam(1e-3), task, weights),
         "keep_mask": after(jp.keep_mask(mask)),
-        "keep_top_k every 100": after(top_k),
-        "keep_nm(2, 4) every 40": after(nm),
-        "keep_transposable_nm(2, 4) every 40": after(transposable),
+        "keep_sparse every 100": after(top_k),
+        "keep_sparse 2:4 every 40": after(nm),
+        "keep_sparse transposable 2:4 every 40": after(transposable),
         "straight_through, keep_mask": behind(jp.keep_mask(mask)),
-        "straight_through, keep_top_k every 100": behind(top_k),
-        "straight_through, keep_nm(2, 4) every 40": behind(nm),
-        "straight_through, keep_nm(2, 4)": behind(jp.keep_nm(2, 4, where=divides)),
+        "straight_through, keep_sparse every 100": behind(top_k),
+        "straight_through, keep_sparse 2:4 every 40": behind(nm),
+        "straight_through, keep_sparse 2:4": behind(jp.keep_sparse("2:4", where=divides)),
         "add_hoyer_square": before(jp.add_hoyer_square(1e-4)),
         "add_group_hoyer_square": before(jp.add_group_hoyer_square(1e-3)),
         "add_penalty(l1)": before(jp.add_penalty(jp.l1, 1e-5)),

@@ -189,7 +189,7 @@ def resnet50():
 
 def chosen(weights) -> list[jax.Array]:
     """Magnitudes of the leaves that have whole tiles of every size here."""
-    mask = jp.keep_transposable_nm(16, 32).init(weights).mask
+    mask = jp.keep_sparse(jp.NM(16, 32, transposable=True)).init(weights).mask
     return jax.tree.leaves(
         jax.tree.map(lambda w, keep: None if keep is None else jnp.abs(w), weights, mask)
     )

@@ -4,9 +4,9 @@ Which weights can be pruned?    prunable
 How sparse is it?               sparsity, count, layers, table, problems
 Zero what a mask prunes         apply_mask, keep_mask
 Keep pruned weights alive       straight_through
-Choose what stays               top_k_mask, keep_top_k
-Choose by pattern               nm_mask, transposable_nm_mask, transposable_potentials,
-                                keep_nm, keep_transposable_nm, mask_count, smallest_n
+Prune at once, or in training   prune_to, keep_sparse, NM, Blocks
+Choose what stays               top_k_mask, nm_mask, transposable_nm_mask,
+                                transposable_potentials, mask_count, smallest_n
 Prune what is trained, by data  prune_layers, reconstruct
 Learn what stays (ProbMask)     init_probabilities, relaxed_bernoulli, project_probabilities,
                                 best_sampled_mask, vrpge_gradient
@@ -32,7 +32,6 @@ from jaxprune.methods.hoyer import (
     threshold_mask,
 )
 from jaxprune.methods.learned_patterns import gumbel_pattern_mask, init_pattern_logits, pattern_mask
-from jaxprune.methods.nm_training import keep_nm, keep_transposable_nm
 from jaxprune.methods.penalties import (
     group_hoyer_square,
     group_lasso,
@@ -48,7 +47,7 @@ from jaxprune.methods.probmask import (
     project_probabilities,
     vrpge_gradient,
 )
-from jaxprune.methods.pruning import keep_mask, keep_top_k
+from jaxprune.methods.pruning import keep_mask, keep_sparse, prune_to
 from jaxprune.methods.schedules import annealed_temperature, cubic_sparsity
 from jaxprune.methods.straight_through import straight_through
 from jaxprune.networks.channels import ChannelGroups, Channels, channel_groups
@@ -62,6 +61,7 @@ from jaxprune.patterns.counting import mask_count, smallest_n
 from jaxprune.patterns.groups import group_norms
 from jaxprune.patterns.nm import nm_mask
 from jaxprune.patterns.packing import Packed24, pack_24, unpack_24
+from jaxprune.patterns.targets import NM, Blocks
 from jaxprune.patterns.transposable import transposable_nm_mask, transposable_potentials
 from jaxprune.trees.budgets import budget_mask
 from jaxprune.trees.masks import apply_mask, count, prunable, sparsity
@@ -77,6 +77,8 @@ from jaxprune.trees.sampling import (
 from jaxprune.trees.selection import top_k_mask
 
 __all__ = [
+    "NM",
+    "Blocks",
     "ChannelGroups",
     "Channels",
     "Layer",
@@ -109,9 +111,7 @@ __all__ = [
     "init_probabilities",
     "inverse_density",
     "keep_mask",
-    "keep_nm",
-    "keep_top_k",
-    "keep_transposable_nm",
+    "keep_sparse",
     "l1",
     "layers",
     "mask_count",
@@ -124,6 +124,7 @@ __all__ = [
     "projection_capped_simplex",
     "prunable",
     "prune_layers",
+    "prune_to",
     "reconstruct",
     "relaxed_bernoulli",
     "rescale",

@@ -87,20 +87,20 @@ FUNCTIONS = {
     "relaxed_bernoulli": lambda x: jp.relaxed_bernoulli(KEY, jax.tree.map(jnp.abs, x), 0.5),
     "inverse_density": lambda x: jp.inverse_density(jax.tree.map(lambda leaf: leaf > 0, x)),
     "init_probabilities": jp.init_probabilities,
-    "keep_top_k": one_update(jp.keep_top_k(0.75)),
-    "keep_nm": one_update(jp.keep_nm(2, 4)),
-    "keep_transposable_nm": one_update(jp.keep_transposable_nm(2, 4)),
-    "straight_through of keep_top_k": one_update(
-        jp.straight_through(optax.identity(), jp.keep_top_k(0.75, every=3))
+    "keep_sparse": one_update(jp.keep_sparse(0.75)),
+    "keep_sparse 2:4": one_update(jp.keep_sparse("2:4")),
+    "keep_sparse transposable": one_update(jp.keep_sparse(jp.NM(2, 4, transposable=True))),
+    "straight_through of keep_sparse": one_update(
+        jp.straight_through(optax.identity(), jp.keep_sparse(0.75, every=3))
     ),
-    "straight_through of keep_nm": one_update(
-        jp.straight_through(optax.identity(), jp.keep_nm(2, 4, every=3))
+    "straight_through of keep_sparse 2:4": one_update(
+        jp.straight_through(optax.identity(), jp.keep_sparse("2:4", every=3))
     ),
-    "straight_through of keep_transposable_nm": one_update(
-        jp.straight_through(optax.identity(), jp.keep_transposable_nm(2, 4))
+    "straight_through of keep_sparse transposable": one_update(
+        jp.straight_through(optax.identity(), jp.keep_sparse(jp.NM(2, 4, transposable=True)))
     ),
 }
-SLOW = ("transposable_nm_mask, 4:8", "straight_through of keep_transposable_nm")
+SLOW = ("transposable_nm_mask, 4:8", "straight_through of keep_sparse transposable")
 # XLA's CPU compiler may round logistic functions and logarithms otherwise at a shard's end.
 ROUNDED = ("relaxed_bernoulli",)
 # float32 and ties, two ways to lie and two kinds of mesh are in the fast tests.

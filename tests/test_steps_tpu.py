@@ -167,7 +167,11 @@ KNOWN = {
     "by rows": (by_rows, [LARGE], 1, 2 * FLOATS),
     "on chip": (on_chip, [array(2048, 2048)] * 2, 0, 3 * 4 * 2048**2),
 }
-LINKS = ["keep_top_k every 100", "keep_nm(2, 4) every 40", "keep_transposable_nm(2, 4) every 40"]
+LINKS = [
+    "keep_sparse every 100",
+    "keep_sparse 2:4 every 40",
+    "keep_sparse transposable 2:4 every 40",
+]
 
 
 def known() -> dict[str, list[float]]:

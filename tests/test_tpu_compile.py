@@ -179,9 +179,9 @@ AT_SCALE = [
     ("bernoulli_mask", "opposite"),
     ("relaxed_bernoulli, counter_bits", "base"),
     ("threshold_mask, groups", "base"),
-    ("step, keep_top_k, every 100, scheduled", "base"),
-    ("step, keep_nm, every 40", "base"),
-    ("step, straight_through of keep_nm, every 40", "base"),
+    ("step, keep_sparse, every 100, scheduled", "base"),
+    ("step, keep_sparse 2:4, every 40", "base"),
+    ("step, straight_through of keep_sparse 2:4, every 40", "base"),
     ("step, project_probabilities", "base"),
     ("step, add_hoyer_square", "base"),
 ]

@@ -53,9 +53,7 @@ class DescribedSource:
         """Shapes of what a step takes."""
         return DescribedFeed(self._records, self._devices, batch)
 
-    def scorer(
-        self, scores_of: Callable[..., jax.Array], at_once: int
-    ) -> Callable[..., jax.Array]:
+    def scorer(self, scores_of: Callable[..., jax.Array], at_once: int) -> Callable[..., jax.Array]:
         """A function that isn't called."""
 
         def scores(*arguments):

@@ -54,9 +54,7 @@ class Source(Protocol):
         """Endless batches in random order, each record once an epoch."""
         ...
 
-    def scorer(
-        self, scores_of: Callable[..., jax.Array], at_once: int
-    ) -> Callable[..., jax.Array]:
+    def scorer(self, scores_of: Callable[..., jax.Array], at_once: int) -> Callable[..., jax.Array]:
         """The function of arguments that gives `scores_of(*arguments, records)` of all records.
 
         About so many are `at_once` on the devices.
@@ -86,9 +84,7 @@ class Held:
         """Each epoch has an order of its own."""
         return HeldFeed(self._records, self._devices, batch, key)
 
-    def scorer(
-        self, scores_of: Callable[..., jax.Array], at_once: int
-    ) -> Callable[..., jax.Array]:
+    def scorer(self, scores_of: Callable[..., jax.Array], at_once: int) -> Callable[..., jax.Array]:
         """One program for all records, in batches that the devices share."""
         devices = self._devices
 

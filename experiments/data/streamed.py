@@ -81,9 +81,7 @@ class Streamed:
         batches = _batches(records.random_map(self._records.train), batch, self._part)
         return StreamedFeed(self._records, batches, self._devices)
 
-    def scorer(
-        self, scores_of: Callable[..., jax.Array], at_once: int
-    ) -> Callable[..., jax.Array]:
+    def scorer(self, scores_of: Callable[..., jax.Array], at_once: int) -> Callable[..., jax.Array]:
         """One program for a batch; it runs while the next one is read."""
         of_batch = jax.jit(lambda records, *arguments: scores_of(*arguments, records))
         joined = jax.jit(

@@ -77,19 +77,24 @@ class PruneLayers(_Calibrated):
         weights, found = jp.prune_layers(
             run,
             network.weights,
-            self.pattern or sparsity,
+            self._target() or sparsity,
             batches,
             sequential=self.sequential,
             damping=self.damping,
             method=self.method,
             scope=self.scope,
-            transposable=self.transposable,
             where=self.where,
         )
         mask = jax.tree.map(
             lambda _, keep, own: keep if own is None else own, weights, network.mask, found
         )
         return weights, mask
+
+    def _target(self):
+        if not self.transposable:
+            return self.pattern
+        n, _, m = self.pattern.partition(":")
+        return jp.NM(int(n), int(m), transposable=True)
 
 
 def _without_dense_leaves(mask: Tree) -> Tree:

@@ -36,7 +36,7 @@ class PruneGradually(Dense):
     def links(self, network, sparsity, steps, room):
         """As for dense training, with the largest magnitudes kept."""
         schedule = rising(sparsity, self.dense_until, self.reach_sparsity_at, steps)
-        keep = jp.keep_top_k(schedule, every=self.every, where=KERNELS)
+        keep = jp.keep_sparse(schedule, every=self.every, where=KERNELS)
         return optax.chain(super().links(network, sparsity, steps, room), keep)
 
     def current(self, weights, mask, key):

@@ -62,8 +62,8 @@ class TrainPattern(Pattern, Dense):
 
     def links(self, network, sparsity, steps, room):
         """As for dense training, projected onto the pattern."""
-        link = jp.keep_transposable_nm if self.transposable else jp.keep_nm
-        projection = link(self.n, self.m, every=self.every, where=self.where)
+        pattern = jp.NM(self.n, self.m, transposable=self.transposable)
+        projection = jp.keep_sparse(pattern, every=self.every, where=self.where)
         inner = super().links(network, sparsity, steps, room)
         if self.straight_through:
             return jp.straight_through(inner, projection, decay=self.pruned_decay)

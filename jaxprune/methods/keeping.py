@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxprune.methods import scores
+from jaxprune.methods.scores import MAGNITUDE, Scored
 from jaxprune.trees import checks, masks
 from jaxprune.trees.report import Problem
 
@@ -26,45 +28,62 @@ Choice = Callable[[chex.ArrayTree, Any], tuple[jax.Array, Callable[[], chex.Arra
 
 
 class KeepState(NamedTuple):
-    """`count`: updates so far, int32. `mask`: the one in force. `problems`: see `problems`."""
+    """`count`: updates so far, int32. `mask`: the one in force. `problems`: see `problems`.
+
+    `scores`: what a score such as movement has gathered, else empty.
+    """
 
     count: jax.typing.ArrayLike
     mask: chex.ArrayTree
     problems: jax.typing.ArrayLike
+    scores: Any = ()
 
 
 def keep(
     choice: Choice | None,
     first: Callable[[chex.ArrayTree], chex.ArrayTree],
     every: jax.typing.ArrayLike,
+    score: Scored = MAGNITUDE,
 ) -> optax.GradientTransformationExtraArgs:
     """A link that keeps to a mask and chooses it anew at every so many updates.
 
     Args:
-      choice: from the parameters, `None` for leaves that stay dense, and the link's count to
-        whether the budget is in range, and a function that makes the mask. `None`: the first mask
-        is kept for good.
+      choice: from the scores (for magnitudes the parameters), `None` for leaves that stay dense,
+        and the link's count to whether the budget is in range, and a function that makes the mask.
+        `None`: the first mask is kept for good.
       first: from the parameters to the mask that is in force before the first choice.
       every: updates between two choices, or between two looks at what is pruned.
+      score: how the scores are made.
     """
     if checks.known(every):
         checks.integer("`every`", every, least=1)
 
     def init_fn(params):
-        return KeepState(count=jnp.int32(0), mask=first(params), problems=jnp.int32(0))
+        mask = first(params)
+        return KeepState(
+            jnp.int32(0), mask, jnp.int32(0), score.init(scores.prunable(params, mask))
+        )
 
     always = isinstance(every, int) and every == 1
 
-    def update_fn(updates, state, params=None, *, zeroed=None, before=None, **extra_args):
+    def update_fn(
+        updates, state, params=None, *, zeroed=None, before=None, grad=None, **extra_args
+    ):
         """For `straight_through`, whose dense weights are the `params`.
 
         `zeroed` are the parameters that must have zeros; `before` the dense weights before this
-        update, which a choice that isn't due always reads: others would be written for it.
+        update, which a choice that isn't due always reads: others would be written for it. `grad`
+        are the gradients, for scores that need them.
         """
         del extra_args
         params = needed(params)
+        grad = gradients(grad, score, params, state.mask)
         source = params if always or before is None else before
         count = state.count
+        gathered = state.scores
+        if score.follow is not None:
+            seen = scores.prunable(params if before is None else before, state.mask)
+            gathered = score.follow(seen, grad, gathered)
 
         def look():
             changed = _nonzero_where_pruned(params if zeroed is None else zeroed, state.mask)
@@ -73,7 +92,7 @@ def keep(
         def choose():
             if choice is None:
                 return state.mask, look()
-            chosen = jax.tree.map(lambda p, m: None if m is None else p, source, state.mask)
+            chosen = scores.of(score, source, grad, gathered, state.mask)
             valid, make = choice(chosen, count)
             nan = _has_nan(chosen)
             found = Problem.BUDGET * (~valid).astype(jnp.int32)
@@ -91,10 +110,21 @@ def keep(
             # Right after the first update too: that is when a wrong order shows.
             branch = jnp.where(due, 2, jnp.where(count == 1, 1, 0))
             mask, problems = jax.lax.switch(branch, [wait, only_look, choose])
-        state = KeepState(optax.safe_increment(count), mask, problems)
+        state = KeepState(optax.safe_increment(count), mask, problems, gathered)
         return pruned_updates(updates, params, mask), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def gradients(grad, score: Scored, params, mask):
+    """The gradients that the score needs, None for leaves that stay dense."""
+    if grad is not None:
+        return scores.like(params, grad, mask, "`grad`")
+    if score.needs_gradients:
+        raise ValueError(
+            "this score needs the gradients: call `tx.update(grads, opt_state, params, grad=grads)`"
+        )
+    return None
 
 
 def _nonzero_where_pruned(params, mask) -> jax.Array:

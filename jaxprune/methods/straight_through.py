@@ -38,7 +38,7 @@ def straight_through(
       d \leftarrow d + \mathrm{inner}(g, d) \qquad w = \mathrm{projection}(d)
 
     With an N:M mask and `decay` = 0 this is the straight-through estimator, with `decay` SR-STE;
-    with `keep_top_k` it is dynamic pruning with feedback. The decay of pruned weights makes
+    with `keep_sparse` it is dynamic pruning with feedback. The decay of pruned weights makes
     them return less often; it is added to the gradient before the optimizer, Adam too.
 
     A projection that chooses its mask now and then (`every` above 1) chooses it from the dense
@@ -47,8 +47,7 @@ def straight_through(
 
     Args:
       inner: the optimizer. It sees the dense weights as its parameters: weight decay acts on all.
-      projection: a link that projects parameters: `keep_nm`, `keep_transposable_nm`,
-        `keep_top_k`, or a chain of them.
+      projection: a link that projects parameters: `keep_sparse`, or a chain of them.
       decay: lambda; 2e-4 is SR-STE's with SGD. A scalar.
 
     Returns:
@@ -68,7 +67,7 @@ def straight_through(
     >>> import jax.numpy as jnp, optax
     >>> import jaxprune as jp
     >>> params = {"kernel": jnp.array([[1.0], [-2.0], [3.0], [0.5]])}
-    >>> tx = jp.straight_through(optax.sgd(0.1), jp.keep_nm(2, 4))
+    >>> tx = jp.straight_through(optax.sgd(0.1), jp.keep_sparse("2:4"))
     >>> state = tx.init(params)
     >>> for slope in (0.0, -20.0):
     ...     gradients = {"kernel": jnp.full((4, 1), slope)}
@@ -91,14 +90,14 @@ def straight_through(
         state = StraightThroughState(dense, inner.init(dense), projection.init(dense))
         if not optax.tree.get_all_with_path(state.projection_state, "mask"):
             raise ValueError(
-                "`projection` must be a link that keeps to a mask, such as `keep_nm`, but its "
+                "`projection` must be a link that keeps to a mask, such as `keep_sparse`, but its "
                 "state has none: pass the optimizer first, `straight_through(optimizer, ...)`"
             )
         return state
 
     def update_fn(updates, state, params=None, **extra_args):
         params = needed(params)
-        dense = state.dense
+        dense, grad = state.dense, extra_args.get("grad", updates)
 
         def with_decay(update, param, weight):
             pruned = jnp.where(param == 0, weight, jnp.zeros_like(weight))
@@ -109,7 +108,7 @@ def straight_through(
         dense = optax.apply_updates(dense, updates)
         still = optax.tree.zeros_like(dense)
         to_sparse, projection_state = projection.update(
-            still, state.projection_state, dense, zeroed=params, before=state.dense
+            still, state.projection_state, dense, zeroed=params, before=state.dense, grad=grad
         )
         sparse = optax.apply_updates(dense, to_sparse)
         updates = jax.tree.map(lambda s, p: s - p.astype(s.dtype), sparse, params)

@@ -27,7 +27,6 @@ def prune_layers(
     damping: float = 0.01,
     method: str = "sparsegpt",
     scope: str | None = None,
-    transposable: bool = False,
     where: masks.Where | None = None,
 ) -> tuple[chex.ArrayTree, chex.ArrayTree]:
     """Prunes a trained network layer by layer, with a little data and no labels.
@@ -39,7 +38,8 @@ def prune_layers(
       params: trained parameters.
       sparsity: the fraction of zeros in each leaf, in [0, 1]; or a pattern such as "2:4", 2 kept of
         every 4 inputs (what the product sums over, in whatever layout the leaf has; of
-        convolutions, channels); or a tree of these like `params`, `None` where a leaf stays dense.
+        convolutions, channels), or `NM`; or a tree of these like `params`, `None` where a leaf
+        stays dense.
       batches: calibration data, as for `reconstruct`.
       sequential: as for `reconstruct`.
       damping: as for `reconstruct`, of "sparsegpt" and "admm".
@@ -51,7 +51,6 @@ def prune_layers(
       scope: among which weights a fraction is chosen: "layer" or "outputs", for each output alone.
         By default the method's own: "outputs" for Wanda, "layer" for the others (SparseGPT: for
         each 128 inputs in turn).
-      transposable: whether a pattern holds along the outputs as well: the best mask of every tile.
       where: which leaves are pruned, as for `prunable`.
 
     Returns:
@@ -86,7 +85,7 @@ def prune_layers(
     if scope not in (None, *targets.SCOPES):
         raise ValueError(f"scope must be one of {[*targets.SCOPES]} or None, got {scope!r}")
     scope = scope or ("outputs" if method == "wanda" else "layer")
-    wanted = targets.of_leaves(params, sparsity, where, scope, transposable)
+    wanted = targets.of_leaves(params, sparsity, where, scope)
     mask: list[Any] = [
         None if own is None else jnp.zeros_like(leaf, bool)
         for leaf, own in zip(jax.tree.leaves(params), wanted, strict=True)

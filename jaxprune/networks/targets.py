@@ -5,19 +5,17 @@ as SparseGPT goes through them.
 """
 
 import itertools
-import re
 from typing import Any, NamedTuple, TypeAlias
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from jaxprune.patterns import tiles
+from jaxprune.patterns import targets
 from jaxprune.patterns.nm import nm_mask
 from jaxprune.patterns.transposable import transposable_nm_mask
-from jaxprune.trees import checks, masks, selection
+from jaxprune.trees import masks, selection
 
-_PATTERN = re.compile(r"(\d+):(\d+)")
 _BLOCK = 128  # inputs among which SparseGPT chooses together
 
 SCOPES = ("layer", "outputs")
@@ -90,36 +88,20 @@ class Pattern(NamedTuple):
 Target: TypeAlias = Fraction | Pattern
 
 
-def of_leaves(
-    params: chex.ArrayTree, sparsity: Any, where, scope: str, transposable: bool
-) -> list[Any]:
+def of_leaves(params: chex.ArrayTree, sparsity: Any, where, scope: str) -> list[Any]:
     """The target of each leaf; raises an error for what is none."""
-    if isinstance(sparsity, str) or jax.tree_util.all_leaves([sparsity]):
-        chosen = jax.tree.structure(params).flatten_up_to(masks.prunable(params, where))
-        own = _target(sparsity, scope, transposable)
-        return [None if keep is None else own for keep in chosen]
-    if where is not None:
-        raise ValueError(
-            "a tree of sparsities has None for leaves that stay dense: leave out `where`"
-        )
-    given = masks.leaves_like(params, sparsity, "the sparsity", "`jax.tree.map` of `params`")
-    targets = [None if each is None else _target(each, scope, transposable) for each in given]
-    if not any(targets):
-        raise ValueError("the tree of sparsities has None everywhere: no leaf is to be pruned")
-    return targets
+    if not targets.is_single(sparsity):
+        given = targets.of_leaves(params, sparsity, where)
+        return [None if each is None else _of_layer(each, scope) for each in given]
+    chosen = jax.tree.structure(params).flatten_up_to(masks.prunable(params, where))
+    own = _of_layer(targets.target(sparsity), scope)
+    return [None if keep is None else own for keep in chosen]
 
 
-def _target(sparsity: Any, scope: str, transposable: bool) -> Target:
-    if isinstance(sparsity, str):
-        match = _PATTERN.fullmatch(sparsity)
-        if not match:
-            raise ValueError(
-                f"`sparsity` must be a fraction or a pattern such as '2:4', got {sparsity!r}"
-            )
-        n, m = map(int, match.groups())
-        tiles.check_pattern(n, m)
-        return Pattern(n, m, transposable)
-    checks.fraction("`sparsity`", sparsity)
-    if transposable:
-        raise ValueError(f"`transposable` takes a pattern such as '2:4', got sparsity {sparsity}")
-    return Fraction(float(sparsity), scope)
+def _of_layer(target: targets.Target, scope: str) -> Target:
+    targets.check_constant(target)
+    if isinstance(target, targets.Fraction):
+        return Fraction(float(target.sparsity), scope)
+    if isinstance(target, targets.NM) and target.axis == "inputs":
+        return Pattern(target.n, target.m, target.transposable)
+    raise ValueError(f"layers are pruned to a fraction or to n of every m inputs, got {target}")

@@ -113,29 +113,29 @@ def scheduled(count):
 
 ROWS = [
     Row("keep_mask", lambda: jp.keep_mask(half_mask()), weights, pruned_are_zero),
-    Row("top_k", lambda: jp.keep_top_k(0.75), weights, kept_exactly(lambda count: 16)),
+    Row("top_k", lambda: jp.keep_sparse(0.75), weights, kept_exactly(lambda count: 16)),
     Row(
         "top_k_schedule",
-        lambda: jp.keep_top_k(rising_sparsity),
+        lambda: jp.keep_sparse(rising_sparsity),
         weights,
         kept_exactly(lambda count: round(SIZE * scheduled(count))),
     ),
     Row(
         "top_k_every_3",
-        lambda: jp.keep_top_k(0.75, every=3),
+        lambda: jp.keep_sparse(0.75, every=3),
         weights,
         kept_exactly(lambda count: 16),
     ),
-    Row("nm", lambda: jp.keep_nm(2, 4), weights, two_of_four(0)),
+    Row("nm", lambda: jp.keep_sparse("2:4"), weights, two_of_four(0)),
     Row(
         "transposable_every_3",
-        lambda: jp.keep_transposable_nm(2, 4, every=3),
+        lambda: jp.keep_sparse(jp.NM(2, 4, transposable=True), every=3),
         weights,
         two_of_four(0, 1),
     ),
     Row(
         "straight_through",
-        lambda: jp.straight_through(optax.identity(), jp.keep_nm(2, 4), decay=0.01),
+        lambda: jp.straight_through(optax.identity(), jp.keep_sparse("2:4"), decay=0.01),
         weights,
         two_of_four(0),
     ),

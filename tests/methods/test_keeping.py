@@ -19,10 +19,10 @@ def after(tx, params, steps):
 
 KEEP = {
     "keep_mask": lambda: jp.keep_mask(half_mask()),
-    "keep_top_k": lambda: jp.keep_top_k(0.5),
-    "keep_top_k every 7": lambda: jp.keep_top_k(0.5, every=7),
-    "keep_nm": lambda: jp.keep_nm(2, 4, every=7),
-    "keep_transposable_nm": lambda: jp.keep_transposable_nm(2, 4),
+    "keep_sparse": lambda: jp.keep_sparse(0.5),
+    "keep_sparse every 7": lambda: jp.keep_sparse(0.5, every=7),
+    "keep_sparse 2:4": lambda: jp.keep_sparse("2:4", every=7),
+    "keep_sparse transposable": lambda: jp.keep_sparse(jp.NM(2, 4, transposable=True)),
 }
 every_link = pytest.mark.parametrize("make", KEEP.values(), ids=KEEP)
 
@@ -70,7 +70,7 @@ def test_what_happens_later_is_noticed_later():
 
 
 def test_weights_behind_a_straight_through_estimator_are_no_problem(relaxed):
-    tx = jp.straight_through(relaxed(optax.adam(0.1)), jp.keep_nm(2, 4, every=3))
+    tx = jp.straight_through(relaxed(optax.adam(0.1)), jp.keep_sparse("2:4", every=3))
     _, state = after(tx, weights(), 7)
     assert jp.problems(state) == []
     _, state = after(optax.chain(tx, optax.scale(0.5)), weights(), 7)
@@ -82,24 +82,25 @@ def test_weights_behind_a_straight_through_estimator_are_no_problem(relaxed):
 def test_a_sparsity_out_of_range_keeps_the_mask_in_force(wrong, every):
     schedule = lambda step: jnp.where(step < 3, 0.5, wrong)
     params, state = after(
-        optax.chain(optax.sgd(0.1), jp.keep_top_k(schedule, every=every)), weights(), 6
+        optax.chain(optax.sgd(0.1), jp.keep_sparse(schedule, every=every)), weights(), 6
     )
     assert jp.count(jax.tree.map(lambda p: p != 0, kernels(params))) == 32
     (problem,) = jp.problems(state)
     assert "sparsities lie in [0, 1]" in problem
-    _, state = after(optax.chain(optax.sgd(0.1), jp.keep_top_k(lambda step: 0.5)), weights(), 6)
+    _, state = after(optax.chain(optax.sgd(0.1), jp.keep_sparse(lambda step: 0.5)), weights(), 6)
     assert jp.problems(state) == []
 
 
 def test_a_sparsity_that_is_never_valid_prunes_nothing():
-    params, _ = after(optax.chain(optax.sgd(0.1), jp.keep_top_k(lambda step: 90.0)), weights(), 2)
+    params, _ = after(optax.chain(optax.sgd(0.1), jp.keep_sparse(lambda step: 90.0)), weights(), 2)
     assert jp.count(jax.tree.map(lambda p: p != 0, kernels(params))) == 64
 
 
 @pytest.mark.parametrize("wrong", [jnp.nan, 5, -1])
-@pytest.mark.parametrize("link", [jp.keep_nm, jp.keep_transposable_nm])
-def test_an_n_out_of_range_keeps_the_mask_in_force(link, wrong):
-    tx = optax.chain(optax.sgd(0.1), link(lambda step: jnp.where(step < 2, 2.0, wrong), 4, every=1))
+@pytest.mark.parametrize("transposable", [False, True])
+def test_an_n_out_of_range_keeps_the_mask_in_force(transposable, wrong):
+    pattern = jp.NM(lambda step: jnp.where(step < 2, 2.0, wrong), 4, transposable=transposable)
+    tx = optax.chain(optax.sgd(0.1), jp.keep_sparse(pattern))
     params, state = after(tx, weights(), 4)
     assert jp.count(jax.tree.map(lambda p: p != 0, kernels(params))) == 32
     (problem,) = jp.problems(state)
@@ -107,7 +108,7 @@ def test_an_n_out_of_range_keeps_the_mask_in_force(link, wrong):
 
 
 @pytest.mark.parametrize(
-    "link", [jp.keep_top_k(0.5), jp.keep_nm(2, 4), jp.keep_transposable_nm(2, 4, every=1)]
+    "link", [jp.keep_sparse(target) for target in (0.5, "2:4", jp.NM(2, 4, transposable=True))]
 )
 def test_nan_weights_hold_the_mask(link):
     params, tx = weights(), optax.chain(optax.sgd(0.1), link)

@@ -179,7 +179,8 @@ def equations(jaxpr):
 
 
 @pytest.mark.parametrize(
-    "link", [jp.keep_top_k(0.75, every=3), jp.keep_nm(2, 4, every=3), jp.keep_mask(half_mask())]
+    "link",
+    [jp.keep_sparse(0.75, every=3), jp.keep_sparse("2:4", every=3), jp.keep_mask(half_mask())],
 )
 def test_a_branch_reads_what_lies_in_memory_and_gives_a_mask(link, relaxed):
     """The parameters and the mask, but no update, which would have to be written for it."""
@@ -192,7 +193,7 @@ def test_a_branch_reads_what_lies_in_memory_and_gives_a_mask(link, relaxed):
 
 def test_count_is_exact_when_xla_fuses_scores_with_what_comes_before():
     """A score that is calculated twice, once with and once without FMA, would miss its own cut."""
-    tx = optax.chain(optax.sgd(0.1), jp.keep_top_k(0.5))
+    tx = optax.chain(optax.sgd(0.1), jp.keep_sparse(0.5))
 
     @jax.jit
     def step(params, grads):
@@ -220,7 +221,7 @@ def random_walk(link, updates):
 
 def test_the_mask_is_chosen_from_the_parameters_as_they_come_in():
     rising = lambda step: jnp.array([0.0, 0.0, 0.25, 0.25, 0.25, 0.5, 0.75])[step]
-    seen = random_walk(jp.keep_top_k(rising, every=3), 7)
+    seen = random_walk(jp.keep_sparse(rising, every=3), 7)
     masks = [mask for _, mask in seen]
     assert [mask.mean() for mask in masks] == [1, 1, 1, 0.75, 0.75, 0.75, 0.25]
     for before, at in ((2, 3), (5, 6)):
@@ -232,7 +233,7 @@ def test_the_mask_is_chosen_from_the_parameters_as_they_come_in():
 
 
 def test_a_pruned_weight_stays_zero_until_the_sparsity_falls():
-    seen = random_walk(jp.keep_top_k(lambda step: jnp.where(step < 4, 0.75, 0.5), every=2), 6)
+    seen = random_walk(jp.keep_sparse(lambda step: jnp.where(step < 4, 0.75, 0.5), every=2), 6)
     masks = [mask for _, mask in seen]
     assert [mask.mean() for mask in masks] == [0.25] * 4 + [0.5] * 2
     assert all(np.array_equal(mask, masks[0]) for mask in masks[:4])

@@ -40,7 +40,7 @@ def test_extra_args_reach_the_optimizer_before_the_link(row):
 
 
 INJECTED = {
-    "top_k": (jp.keep_top_k, "sparsity", weights, lambda f: kept_exactly(lambda _: 64 - 64 * f)),
+    "top_k": (jp.keep_sparse, "sparsity", weights, lambda f: kept_exactly(lambda _: 64 - 64 * f)),
     "probabilities": (
         jp.project_probabilities,
         "sparsity",

@@ -43,8 +43,8 @@ def nnx_links(params):
     mask = jp.top_k_mask(jax.tree.map(jnp.abs, jp_kernels(params)), 16)
     return {
         "keep_mask": jp.keep_mask(mask),
-        "top_k": jp.keep_top_k(0.75),
-        "top_k_every_3": jp.keep_top_k(0.75, every=3, where="kernel"),
+        "top_k": jp.keep_sparse(0.75),
+        "top_k_every_3": jp.keep_sparse(0.75, every=3, where="kernel"),
     }
 
 
@@ -103,7 +103,7 @@ def test_nnx_state_as_params(name):
 def test_equinox(name):
     model = eqx.nn.MLP(8, 8, 4, 1, key=jax.random.key(0))
     params, static = eqx.partition(model, eqx.is_inexact_array)
-    links = nnx_links(params) | {"top_k_every_3": jp.keep_top_k(0.75, every=3, where="weight")}
+    links = nnx_links(params) | {"top_k_every_3": jp.keep_sparse(0.75, every=3, where="weight")}
     tx = sgd_then(links[name])
     state = tx.init(params)
 

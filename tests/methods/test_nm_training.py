@@ -42,12 +42,15 @@ def steps_of(tx, params, count):
 @pytest.mark.parametrize(
     ("link", "chosen"),
     [
-        (lambda: jp.keep_nm(2, 4), {"second", "head"}),
-        (lambda: jp.keep_nm(2, 4, axis="outputs"), {"first", "second"}),
-        (lambda: jp.keep_nm(2, 4, axis=-1), {"first", "second"}),
-        (lambda: jp.keep_transposable_nm(2, 4), {"second"}),
-        (lambda: jp.keep_nm(2, 4, where="kernel"), {"first", "second", "head"}),
-        (lambda: jp.keep_transposable_nm(2, 4, where="(first|head)/kernel"), {"first", "head"}),
+        (lambda: jp.keep_sparse("2:4"), {"second", "head"}),
+        (lambda: jp.keep_sparse(jp.NM(2, 4, axis="outputs")), {"first", "second"}),
+        (lambda: jp.keep_sparse(jp.NM(2, 4, axis=-1)), {"first", "second"}),
+        (lambda: jp.keep_sparse(jp.NM(2, 4, transposable=True)), {"second"}),
+        (lambda: jp.keep_sparse("2:4", where="kernel"), {"first", "second", "head"}),
+        (
+            lambda: jp.keep_sparse(jp.NM(2, 4, transposable=True), where="(first|head)/kernel"),
+            {"first", "head"},
+        ),
     ],
 )
 def test_leaves_that_divide_are_chosen_by_default(link, chosen):
@@ -56,7 +59,7 @@ def test_leaves_that_divide_are_chosen_by_default(link, chosen):
 
 
 def test_a_chosen_leaf_that_does_not_divide_keeps_at_most_n():
-    tx = optax.chain(optax.sgd(0.1), jp.keep_transposable_nm(2, 4, where="kernel"))
+    tx = optax.chain(optax.sgd(0.1), jp.keep_sparse(jp.NM(2, 4, transposable=True), where="kernel"))
     params, _ = steps_of(tx, network(), 1)[0]
     first, head = params["first"]["kernel"] != 0, params["head"]["kernel"] != 0
     assert (first.sum(2) <= 2).all()
@@ -67,7 +70,9 @@ def test_a_chosen_leaf_that_does_not_divide_keeps_at_most_n():
 
 def test_the_mask_is_the_best_of_the_weights_when_it_is_renewed():
     """Behind a straight-through estimator these are the dense ones, before the update."""
-    tx = jp.straight_through(optax.sgd(0.5), jp.keep_transposable_nm(2, 4, every=3))
+    tx = jp.straight_through(
+        optax.sgd(0.5), jp.keep_sparse(jp.NM(2, 4, transposable=True), every=3)
+    )
     seen = steps_of(tx, {"kernel": normal(16, 8)}, 7)
     masks = [np.asarray(optax.tree.get(state, "mask")["kernel"]) for _, state in seen]
     same = [bool((a == b).all()) for a, b in itertools.pairwise(masks)]
@@ -80,8 +85,8 @@ def test_the_mask_is_the_best_of_the_weights_when_it_is_renewed():
 
 
 def test_in_one_chain_with_hoyer_square_and_a_global_budget(relaxed):
-    links = jp.add_hoyer_square(1e-3), relaxed(optax.adam(1e-2)), jp.keep_top_k(0.75)
-    tx = optax.chain(*links, jp.keep_nm(2, 4))
+    links = jp.add_hoyer_square(1e-3), relaxed(optax.adam(1e-2)), jp.keep_sparse(0.75)
+    tx = optax.chain(*links, jp.keep_sparse("2:4"))
     params, _ = steps_of(tx, {"kernel": normal(64, 32)}, 5)[-1]
     kept = params["kernel"] != 0
     assert (kept.reshape(16, 4, 32).sum(1) <= 2).all()
@@ -94,7 +99,7 @@ def test_beside_the_probabilities_of_probmask(relaxed):
     hoyer = jp.add_hoyer_square(1e-3)
     links = {
         "weights": jp.straight_through(
-            optax.chain(hoyer, optax.sgd(0.1)), jp.keep_transposable_nm(2, 4)
+            optax.chain(hoyer, optax.sgd(0.1)), jp.keep_sparse(jp.NM(2, 4, transposable=True))
         ),
         "probs": optax.chain(relaxed(optax.adam(6e-3)), jp.project_probabilities(0.7)),
     }
@@ -111,8 +116,9 @@ def test_beside_the_probabilities_of_probmask(relaxed):
 
 def test_the_number_kept_follows_a_schedule():
     schedule = lambda step: jnp.maximum(4 - step, 1)  # 4:4, 3:4, 2:4, 1:4
-    for factory in (jp.keep_nm, jp.keep_transposable_nm):
-        tx = optax.chain(optax.sgd(0.1), factory(schedule, 4, every=1))
+    for transposable in (False, True):
+        pattern = jp.NM(schedule, 4, transposable=transposable)
+        tx = optax.chain(optax.sgd(0.1), jp.keep_sparse(pattern))
         for (params, _), kept in zip(
             steps_of(tx, {"kernel": normal(16, 8)}, 5), [4, 3, 2, 1, 1], strict=True
         ):
@@ -140,7 +146,7 @@ def straight_through_by_hand(kernel, gradients, learning_rate, decay):
 
 @pytest.mark.parametrize("decay", [0.0, 0.3])
 def test_straight_through_is_its_equations(decay):
-    tx = jp.straight_through(optax.sgd(0.5), jp.keep_nm(2, 4), decay=decay)
+    tx = jp.straight_through(optax.sgd(0.5), jp.keep_sparse("2:4"), decay=decay)
     kernel = normal(16, 8)
     gradients = [normal(16, 8, seed=i) for i in range(6)]
     # `steps_of` draws the gradient of step i with key i.
@@ -154,7 +160,7 @@ def test_straight_through_is_its_equations(decay):
 
 def test_without_a_gradient_pruned_weights_decay_and_kept_ones_stay():
     kernel, rate, decay = normal(16, 8), 0.5, 0.2
-    tx = jp.straight_through(optax.sgd(rate), jp.keep_nm(2, 4), decay=decay)
+    tx = jp.straight_through(optax.sgd(rate), jp.keep_sparse("2:4"), decay=decay)
     params, state = {"kernel": kernel}, tx.init({"kernel": kernel})
     for _ in range(11):  # the first makes them sparse
         updates, state = tx.update(optax.tree.zeros_like(params), state, params)
@@ -177,7 +183,7 @@ def test_a_pruned_weight_returns_under_a_straight_through_gradient_only():
             params = optax.apply_updates(params, updates)
         return params["kernel"].ravel() != 0
 
-    projection = jp.keep_nm(2, 4)
+    projection = jp.keep_sparse("2:4")
     assert final(optax.chain(optax.sgd(0.1), projection)).tolist() == [False, True, True, False]
     assert final(jp.straight_through(optax.sgd(0.1), projection)).tolist() == [
         False, False, True, True,
@@ -185,7 +191,7 @@ def test_a_pruned_weight_returns_under_a_straight_through_gradient_only():
 
 
 def test_bfloat16_parameters_have_float32_weights_behind_them(relaxed_promotion):
-    tx = jp.straight_through(optax.sgd(0.1), jp.keep_nm(2, 4))
+    tx = jp.straight_through(optax.sgd(0.1), jp.keep_sparse("2:4"))
     kernel = normal(16, 8).astype(jnp.bfloat16)
     params, state = {"kernel": kernel}, tx.init({"kernel": kernel})
     small, update = {"kernel": jnp.full((16, 8), 1e-3, jnp.bfloat16)}, jax.jit(tx.update)
@@ -205,7 +211,9 @@ def test_bfloat16_parameters_have_float32_weights_behind_them(relaxed_promotion)
 
 
 def test_straight_through_with_a_chain_of_projections(relaxed):
-    projection = optax.chain(jp.keep_top_k(0.75), jp.keep_transposable_nm(2, 4, every=3))
+    projection = optax.chain(
+        jp.keep_sparse(0.75), jp.keep_sparse(jp.NM(2, 4, transposable=True), every=3)
+    )
     inner = optax.chain(jp.add_hoyer_square(1e-3), relaxed(optax.adamw(1e-2)))
     tx = jp.straight_through(inner, projection, decay=1e-3)
     params, _ = steps_of(tx, {"kernel": normal(64, 32)}, 7)[-1]

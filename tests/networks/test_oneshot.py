@@ -14,6 +14,7 @@ import jaxprune as jp
 from jaxprune.networks import admm, moments, reconstruction, sparsegpt, targets
 from tests.networks.test_reconstruction import correlated, layer, linear, normal, two_layers
 
+TRANSPOSABLE = jp.NM(2, 4, transposable=True)
 METHODS = ("magnitude", "wanda", "sparsegpt", "admm")
 
 
@@ -94,23 +95,21 @@ def test_wanda_is_the_papers_algorithm(scope):
 @pytest.mark.parametrize("transposable", [False, True])
 def test_magnitude_is_the_mask_of_magnitudes(transposable):
     params, x = layer(12, 8), correlated(100, 12)
-    options = {"method": "magnitude", "transposable": transposable}
-    new, mask = jp.prune_layers(linear, params, "2:4", [x], **options)
+    pattern = jp.NM(2, 4, transposable=transposable)
+    new, mask = jp.prune_layers(linear, params, pattern, [x], method="magnitude")
     best = jp.transposable_nm_mask if transposable else jp.nm_mask
     np.testing.assert_array_equal(mask["kernel"], best(abs(params["kernel"]), 2, 4))
     np.testing.assert_array_equal(new["kernel"], jp.apply_mask(params, mask)["kernel"])
     assert mask["bias"] is None
 
 
-@pytest.mark.parametrize("sparsity, transposable", [(0.6, False), ("2:4", False), ("2:4", True)])
-def test_each_method_is_better_than_the_one_before(sparsity, transposable):
+@pytest.mark.parametrize("sparsity", [0.6, "2:4", TRANSPOSABLE])
+def test_each_method_is_better_than_the_one_before(sparsity):
     """ADMM's masks leave less error than SparseGPT's, whose weights are fitted as well."""
     params, x = kernel_alone(64, 32), correlated(500, 64)
     found = {}
     for method in METHODS:
-        new, mask = jp.prune_layers(
-            product, params, sparsity, [x], method=method, transposable=transposable
-        )
+        new, mask = jp.prune_layers(product, params, sparsity, [x], method=method)
         found[method] = error(new, params, x)
         found[method, "fitted"] = error(jp.reconstruct(product, params, mask, [x]), params, x)
     assert found["admm", "fitted"] < 0.8 * found["sparsegpt", "fitted"]
@@ -145,9 +144,8 @@ patterns = st.sampled_from([(1, 2), (2, 4), (3, 4), (4, 8), (1, 3), (0, 4), (4, 
 def test_patterns_hold_in_every_group(method, pattern, transposable, sizes, seed):
     """Of what is left over where a side doesn't divide, at most n stay."""
     (n, m), params, x = pattern, kernel_alone(*sizes, seed=seed), correlated(40, sizes[0])
-    new, mask = jp.prune_layers(
-        product, params, f"{n}:{m}", [x], method=method, transposable=transposable
-    )
+    target = jp.NM(n, m, transposable=transposable)
+    new, mask = jp.prune_layers(product, params, target, [x], method=method)
     keep = np.asarray(mask["kernel"])
     for side in (keep, keep.T)[: 1 + transposable]:
         groups = [side[i : i + m].sum(0) for i in range(0, len(side), m)]
@@ -293,7 +291,7 @@ def test_patterns_run_along_what_is_summed_over(name, relaxed_promotion):
 def test_a_whole_model(dtype, relaxed_promotion):
     apply, params = nnx_net(dtype)
     x = (normal(20, 4, 4, 2) @ normal(2, 8)).astype(dtype)
-    new, mask = jp.prune_layers(apply, params, "2:4", [x], where="conv/kernel", transposable=True)
+    new, mask = jp.prune_layers(apply, params, TRANSPOSABLE, [x], where="conv/kernel")
     off = lambda new: float(jnp.mean((apply(new, x) - apply(params, x)).astype(jnp.float32) ** 2))
     assert off(new) < 0.7 * off(jp.apply_mask(params, mask))
     assert {leaf.dtype for leaf in jax.tree.leaves(new)} == {jnp.dtype(dtype)}
@@ -357,14 +355,13 @@ def test_an_embedding_that_is_only_looked_up_is_refused():
 
 
 @pytest.mark.parametrize(
-    "method, sparsity, transposable",
-    [("wanda", 0.5, False), ("sparsegpt", 0.5, False), ("admm", "2:4", True)],
+    "method, sparsity", [("wanda", 0.5), ("sparsegpt", 0.5), ("admm", TRANSPOSABLE)]
 )
-def test_outputs_over_devices(method, sparsity, transposable):
+def test_outputs_over_devices(method, sparsity):
     """The same masks as on one device, and results that lie like the parameters."""
     params = {"first": layer(12, 16), "second": layer(16, 8)}
     x = correlated(64, 12)
-    options = {"method": method, "transposable": transposable}
+    options = {"method": method}
     one = jp.prune_layers(two_layers, params, sparsity, [x], **options)
     mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
     over = lambda spec: jax.NamedSharding(mesh, spec)

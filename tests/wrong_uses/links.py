@@ -1,5 +1,6 @@
 """Of links, and of choosing by magnitude."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -25,40 +26,74 @@ ROWS = {
     "keep_mask of None": kind(lambda: jp.keep_mask(None).init(PARAMS), "the mask", "None"),
     "keep_mask, missing params": value(
         lambda: first_update(jp.keep_mask(MASK), PARAMS), "tx.update(grads, opt_state, params)"),
-    "keep_top_k of 90": value(lambda: jp.keep_top_k(90), "sparsity", "[0, 1]", "90"),
-    "keep_top_k of 1.2": value(lambda: jp.keep_top_k(1.2), "sparsity", "[0, 1]", "1.2"),
-    "keep_top_k of NaN": value(lambda: jp.keep_top_k(np.nan), "sparsity", "nan"),
-    "keep_top_k of text": kind(lambda: jp.keep_top_k("0.9"), "sparsity", "'0.9'"),
-    "keep_top_k of a mask": kind(lambda: jp.keep_top_k(MASK), "sparsity", "dict"),
-    "keep_top_k, every 0": value(lambda: jp.keep_top_k(0.9, every=0), "`every`", "at least 1", "0"),
-    "keep_top_k, every 2.5": kind(lambda: jp.keep_top_k(0.9, every=2.5), "`every`", "whole", "2.5"),
-    "keep_top_k, missing params": value(
-        lambda: first_update(jp.keep_top_k(0.9), PARAMS), "tx.update(grads, opt_state, params)"),
-    "keep_top_k, nothing to prune": value(
-        lambda: jp.keep_top_k(0.9).init({"bias": jnp.ones(3)}), "no leaf", "['bias']", "`where`"),
-    "keep_nm, n above m": value(lambda: jp.keep_nm(4, 2), "n <= m", "n = 4", "m = 2"),
-    "keep_nm, a float": kind(lambda: jp.keep_nm(2.0, 4), "whole number", "2.0"),
-    "keep_nm, text": kind(lambda: jp.keep_nm("2", "4"), "whole number", "'2'"),
-    "keep_nm, an unknown name": value(
-        lambda: jp.keep_nm(2, 4, axis="rows").init(MATRIX), "inputs, outputs, heads", "'rows'"),
-    "keep_nm, sides": value(
-        lambda: jp.keep_nm(2, 4).init({"w": jnp.ones((6, 4))}), "['w']", "divide by 4", "`where`"),
-    "keep_nm, a vector": value(
-        lambda: jp.keep_nm(2, 4, where="dense").init(PARAMS), "'dense/bias'", "(4,)", "no inputs"),
-    "keep_nm, missing params": value(
-        lambda: first_update(jp.keep_nm(2, 4), PARAMS), "tx.update(grads, opt_state, params)"),
-    "keep_transposable_nm, a schedule for m": kind(
-        lambda: jp.keep_transposable_nm(2, SCHEDULE), "m", "function"),
+    "keep_sparse of 90": value(lambda: jp.keep_sparse(90), "sparsity", "[0, 1]", "90"),
+    "keep_sparse of 1.2": value(lambda: jp.keep_sparse(1.2), "sparsity", "[0, 1]", "1.2"),
+    "keep_sparse of NaN": value(lambda: jp.keep_sparse(np.nan), "sparsity", "nan"),
+    "keep_sparse of text": value(lambda: jp.keep_sparse("0.9"), "sparsity", "'0.9'"),
+    "keep_sparse of a mask": kind(
+        lambda: jp.keep_sparse(MASK).init(PARAMS), "sparsity", "an array"),
+    "keep_sparse, every 0": value(
+        lambda: jp.keep_sparse(0.9, every=0), "`every`", "at least 1", "0"),
+    "keep_sparse, every 2.5": kind(
+        lambda: jp.keep_sparse(0.9, every=2.5), "`every`", "whole", "2.5"),
+    "keep_sparse, missing params": value(
+        lambda: first_update(jp.keep_sparse(0.9), PARAMS), "tx.update(grads, opt_state, params)"),
+    "keep_sparse, nothing to prune": value(
+        lambda: jp.keep_sparse(0.9).init({"bias": jnp.ones(3)}), "no leaf", "['bias']", "`where`"),
+    "keep_sparse 4:2": value(lambda: jp.keep_sparse("4:2"), "n <= m", "n = 4", "m = 2"),
+    "NM, a float": kind(lambda: jp.NM(2.0, 4), "whole number", "2.0"),
+    "NM, text": kind(lambda: jp.NM("2", "4"), "whole number", "'2'"),
+    "NM, an unknown name": value(
+        lambda: jp.NM(2, 4, axis="rows"), "inputs, outputs, heads", "'rows'"),
+    "keep_sparse 2:4, sides": value(
+        lambda: jp.keep_sparse("2:4").init({"w": jnp.ones((6, 4))}),
+        "['w']", "divide by 4", "`where`"),
+    "keep_sparse 2:4, a vector": value(
+        lambda: jp.keep_sparse("2:4", where="dense").init(PARAMS),
+        "'dense/bias'", "(4,)", "no inputs"),
+    "keep_sparse 2:4, missing params": value(
+        lambda: first_update(jp.keep_sparse("2:4"), PARAMS), "tx.update(grads, opt_state, params)"),
+    "NM, a schedule for m": kind(lambda: jp.NM(2, SCHEDULE), "m", "function"),
+    "NM, an axis and transposable": value(
+        lambda: jp.NM(2, 4, axis="outputs", transposable=True), "'outputs'", "leave it out"),
+    "Blocks, a side of 0": value(lambda: jp.Blocks(0.5, (0, 4)), "side", "at least 1", "0"),
+    "Blocks, three sides": kind(lambda: jp.Blocks(0.5, (4, 4, 4)), "(4, 4, 4)", "tile"),
+    "Blocks, an unknown name": value(
+        lambda: jp.Blocks(0.5, "columns"), "inputs, outputs, heads", "'columns'"),
+    "Blocks, a vector": value(
+        lambda: jp.keep_sparse(jp.Blocks(0.5, (2, 2)), where="dense").init(PARAMS),
+        "'dense/bias'", "(4,)", "no inputs"),
+    "keep_sparse, an unknown score": value(
+        lambda: jp.keep_sparse(0.5, score="size"), "'size'", "magnitude"),
+    "keep_sparse, an unknown scope": value(
+        lambda: jp.keep_sparse(0.5, scope="erk"), "'erk'", "global"),
+    "keep_sparse, missing gradients": value(
+        lambda: jp.keep_sparse(0.5, score="saliency").update(
+            PARAMS, jp.keep_sparse(0.5, score="saliency").init(PARAMS), PARAMS),
+        "grad=grads"),
+    "keep_sparse, scores of another shape": value(
+        lambda: jp.prune_to(PARAMS, 0.5, score=jax.tree.map(lambda _: jnp.ones(2), PARAMS)),
+        "the score", "shape", "'dense/kernel'"),
+    "keep_sparse, a tree and where": value(
+        lambda: jp.keep_sparse(MASK, where="kernel").init(PARAMS), "leave out `where`"),
+    "keep_sparse, None everywhere": value(
+        lambda: jp.keep_sparse(jax.tree.map(lambda _: None, PARAMS)).init(PARAMS), "None"),
+    "prune_to by movement": value(
+        lambda: jp.prune_to(PARAMS, 0.5, score="movement"), "'movement'", "keep_sparse"),
+    "prune_to of a schedule": kind(lambda: jp.prune_to(PARAMS, SCHEDULE), "sparsity", "function"),
+    "prune_to, NaN": value(
+        lambda: jp.prune_to({"w": jnp.full((2, 2), jnp.nan)}, 0.5), "'w'", "NaN"),
     "problems of None": kind(lambda: jp.problems(None), "optimizer state", "None"),
-    "problems of a link": kind(lambda: jp.problems(jp.keep_nm), "optimizer state", "keep_nm"),
+    "problems of a link": kind(
+        lambda: jp.problems(jp.keep_sparse), "optimizer state", "keep_sparse"),
     "straight_through, swapped": value(
-        lambda: jp.straight_through(jp.keep_nm(2, 4), optax.sgd(0.1)).init(MATRIX),
+        lambda: jp.straight_through(jp.keep_sparse("2:4"), optax.sgd(0.1)).init(MATRIX),
         "`projection`", "optimizer first"),
     "straight_through, a mask": kind(
         lambda: jp.straight_through(optax.sgd(0.1), MASK),
         "`projection`", "transformation", "dict"),
     "straight_through, a decay schedule": kind(
-        lambda: jp.straight_through(optax.sgd(0.1), jp.keep_nm(2, 4), decay=SCHEDULE),
+        lambda: jp.straight_through(optax.sgd(0.1), jp.keep_sparse("2:4"), decay=SCHEDULE),
         "`decay`", "function"),
     "top_k_mask, swapped": kind(lambda: jp.top_k_mask(3, MATRIX), "tree of arrays", "3"),
     "top_k_mask, a float": kind(lambda: jp.top_k_mask(MATRIX, 2.0), "k", "whole number", "2.0"),

@@ -106,7 +106,7 @@ ROWS = {
         lambda: jp.prune_layers(apply, MATRIX, "5:4", [X]), "n = 5, m = 4"),
     "prune_layers, a mask": kind(
         lambda: jp.prune_layers(apply, MATRIX, {"w": KERNEL > 0}, [X]),
-        "`sparsity`", "(8, 4)", "bool"),
+        "sparsity", "(8, 4)", "bool"),
     "prune_layers, a sparsity for another leaf": value(
         lambda: jp.prune_layers(apply, MATRIX, {"v": 0.5}, [X]), "structure", "'v'"),
     "prune_layers, nothing to prune": value(
@@ -117,8 +117,8 @@ ROWS = {
         lambda: jp.prune_layers(apply, MATRIX, 0.5, [X], method="obs"), "sparsegpt", "'obs'"),
     "prune_layers, unknown scope": value(
         lambda: jp.prune_layers(apply, MATRIX, 0.5, [X], scope="global"), "outputs", "'global'"),
-    "prune_layers, a transposable fraction": value(
-        lambda: jp.prune_layers(apply, MATRIX, 0.5, [X], transposable=True), "'2:4'", "0.5"),
+    "prune_layers, other axes": value(
+        lambda: jp.prune_layers(apply, MATRIX, jp.NM(2, 4, axis="outputs"), [X]), "'outputs'"),
     "prune_layers, an unused leaf": value(
         lambda: jp.prune_layers(lambda p, x: x, MATRIX, 0.5, [X]), "['w']", "`where`"),
 }  # fmt: skip

@@ -1,0 +1,338 @@
+"""What leaves may keep: a fraction of their weights, n of every m, or a fraction of blocks.
+
+Each target chooses the mask of the leaves that share it from a tree of their scores. Its budget may
+be a schedule: then what is out of range inside `jax.jit` is told beside the mask, and the mask is
+made only if it is wanted.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxprune.patterns import groups, nm, tiles, transposable
+from jaxprune.trees import checks, masks, selection, wide
+
+Choice: TypeAlias = tuple[jax.Array, Callable[[], chex.ArrayTree]]
+
+_PATTERN = re.compile(r"(\d+):(\d+)")
+
+
+@dataclasses.dataclass(frozen=True)
+class NM:
+    """n of every m weights: what "2:4" is short for, in a place where a sparsity is asked for.
+
+    Args:
+      n: how many of a group to keep, 0 <= n <= m; for links also a schedule of the link's own
+        count, which is rounded: `lambda step: jnp.maximum(4 - step // 1000, 1)` goes from dense to
+        1:4. Where it is NaN or not within 0 to m, the mask in force is kept, and `problems` says
+        so.
+      m: the size of a group, 1 to 32.
+      axis: along which groups lie, as for `nm_mask`.
+      transposable: whether the pattern holds along inputs and outputs: of every tile the best mask,
+        as by `transposable_nm_mask`.
+
+    Raises:
+      TypeError: for n or m that isn't whole.
+      ValueError: for n or m out of range, or an axis for a transposable pattern, which has both.
+
+    >>> import jaxprune as jp
+    >>> jp.NM(2, 4, transposable=True)
+    NM(n=2, m=4, axis='inputs', transposable=True)
+    """
+
+    n: int | optax.Schedule
+    m: int
+    axis: str | int = "inputs"
+    transposable: bool = False
+
+    def __post_init__(self):
+        """Raises an error unless it is one."""
+        tiles.check_pattern(self.n, self.m)
+        groups.check(self.axis)
+        if self.transposable and self.axis != "inputs":
+            raise ValueError(
+                f"a transposable pattern runs along inputs and outputs, got axis={self.axis!r}: "
+                "leave it out"
+            )
+
+    @property
+    def axes(self) -> tuple:
+        """Along which groups lie."""
+        return ("inputs", "outputs") if self.transposable else (self.axis,)
+
+    def divides(self, path: str, leaf: Any) -> bool:
+        """Whether a leaf has whole groups only: the leaves that are chosen by default."""
+        sides = (tiles.length(axis, path, leaf.shape) for axis in self.axes)
+        return leaf.ndim >= 2 and all(side % self.m == 0 for side in sides)
+
+    def check(self, path: str, leaf: Any) -> None:
+        """Raises an error if a leaf doesn't have the axes."""
+        for axis in self.axes:
+            tiles.length(axis, path, leaf.shape)
+
+    def choice(self, scores: chex.ArrayTree, count, magnitudes: bool) -> Choice:
+        """The largest of every group."""
+        n, valid = self.n, jnp.bool_(True)
+        if callable(n):
+            wanted = jnp.round(jnp.asarray(n(count), jnp.float32))
+            valid = (wanted >= 0) & (wanted <= self.m)
+            n = jnp.where(valid, wanted, self.m).astype(jnp.int32)
+        return valid, lambda: self._mask(scores, n, magnitudes)
+
+    def _mask(self, scores, n, magnitudes: bool):
+        if self.transposable:
+            of_magnitudes = transposable.transposable_nm_mask_of_magnitudes
+            return (of_magnitudes if magnitudes else transposable.transposable_nm_mask)(
+                scores, n, self.m
+            )
+        of = nm.nm_mask_of_magnitudes if magnitudes else nm.nm_mask
+        return of(scores, n, self.m, axis=self.axis)
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """A fraction of zero blocks: channels, rows or tiles whose weights stay or go together.
+
+    Of all blocks of the leaves that share the target, a block counting as much as another, those of
+    the largest mean score stay.
+
+    Args:
+      sparsity: fraction of zero blocks, in [0, 1]; for links also a schedule.
+      block: (inputs, outputs) of a tile, smaller at edges where they don't divide; or "outputs"
+        (what makes one output: a neuron, a channel), "inputs" (what one input goes to) or "heads",
+        as for `group_norms`.
+
+    Raises:
+      TypeError: for what is none of these.
+      ValueError: for a sparsity out of range, an unknown name, or a tile with sides below 1.
+
+    >>> import jaxprune as jp
+    >>> jp.Blocks(0.5, (16, 16))
+    Blocks(sparsity=0.5, block=(16, 16))
+    """
+
+    sparsity: float | optax.Schedule
+    block: tuple[int, int] | str
+
+    def __post_init__(self):
+        """Raises an error unless it is one."""
+        checks.fraction("sparsity", self.sparsity, schedule=True)
+        if isinstance(self.block, str):
+            groups.check(self.block)
+        elif isinstance(self.block, tuple) and len(self.block) == 2:
+            for side in self.block:
+                checks.integer("a side of a block", side, least=1)
+        else:
+            raise TypeError(
+                "`block` must be (inputs, outputs) of a tile, or 'outputs', 'inputs' or 'heads', "
+                f"got {self.block!r}"
+            )
+
+    def check(self, path: str, leaf: Any) -> None:
+        """Raises an error if a leaf has no such blocks."""
+        for name in (self.block,) if isinstance(self.block, str) else ("inputs", "outputs"):
+            groups.side(name, path, leaf.shape)
+
+    def choice(self, scores: chex.ArrayTree, count, magnitudes: bool) -> Choice:
+        """The blocks of the largest mean score."""
+        of_leaves = jax.tree_util.tree_map_with_path
+        means = lambda path, leaf: self._means(masks.path_name(path), leaf, magnitudes)
+        spread = lambda path, leaf, keep: self._spread(masks.path_name(path), leaf.shape, keep)
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), scores)
+        shapes = jax.eval_shape(lambda scores: of_leaves(means, scores), shapes)
+        blocks = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+        kept, valid = kept_of(self.sparsity, count, blocks)
+
+        def make(scores):
+            keep = selection.keep_largest(of_leaves(means, scores), kept)
+            return of_leaves(spread, scores, keep)
+
+        return valid, lambda: masks.sharded_alike(make, scores)(scores)
+
+    def _means(self, path: str, leaf: jax.Array, magnitudes: bool) -> jax.Array:
+        """The mean score of each block."""
+        scores = leaf.astype(masks.at_least_float32(leaf))
+        scores = jnp.abs(scores) if magnitudes else scores
+        if isinstance(self.block, str):
+            inside = groups.axes_inside(self.block, path, leaf.shape)[0]
+            return jnp.mean(scores, axis=inside, keepdims=True)
+        matrices = tiles.as_matrices(path, scores)
+        *lead, inputs, outputs = matrices.shape
+        rows, columns = self.block
+        padding = [(0, 0)] * len(lead) + [(0, -inputs % rows), (0, -outputs % columns)]
+        padded = jnp.pad(matrices, padding)
+        split = padded.reshape(*lead, -(-inputs // rows), rows, -(-outputs // columns), columns)
+        sums = split.sum((-3, -1))
+        sizes = _sizes(inputs, rows)[:, None] * _sizes(outputs, columns)[None]
+        return sums / jnp.broadcast_to(sizes, sums.shape)
+
+    def _spread(self, path: str, shape: tuple[int, ...], keep: jax.Array) -> jax.Array:
+        """What is said of each block, of each of its weights."""
+        if isinstance(self.block, str):
+            return jnp.broadcast_to(keep, shape)
+        rows, columns = self.block
+        *lead, down, across = keep.shape
+        each = jnp.broadcast_to(keep[..., :, None, :, None], (*lead, down, rows, across, columns))
+        whole = each.reshape(*lead, down * rows, across * columns)
+        like = jax.eval_shape(lambda: tiles.as_matrices(path, jnp.empty(shape)))
+        return whole[..., : like.shape[-2], : like.shape[-1]].reshape(shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fraction:
+    """All weights but a fraction: what a number or a schedule stands for."""
+
+    sparsity: float | optax.Schedule
+
+    def __post_init__(self):
+        """Raises an error unless it is one."""
+        checks.fraction("sparsity", self.sparsity, schedule=True)
+
+    def check(self, path: str, leaf: Any) -> None:
+        """Every leaf will do."""
+
+    def choice(self, scores: chex.ArrayTree, count, magnitudes: bool) -> Choice:
+        """The largest of all leaves together."""
+        size = sum(leaf.size for leaf in jax.tree.leaves(scores))
+        kept, valid = kept_of(self.sparsity, count, size)
+        return valid, lambda: selection.keep_largest(scores, kept, magnitudes=magnitudes)
+
+
+Target: TypeAlias = Fraction | NM | Blocks
+
+
+def check_constant(own: Target) -> None:
+    """Raises a TypeError for a schedule."""
+    name, budget = ("n", own.n) if isinstance(own, NM) else ("sparsity", own.sparsity)
+    if callable(budget):
+        raise TypeError(
+            f"`{name}` must be a number, got {checks.described(budget)}: schedules are for "
+            "`keep_sparse`"
+        )
+
+
+def target(sparsity: Any) -> Target:
+    """What a number, a schedule, "2:4", `NM` or `Blocks` stands for."""
+    if isinstance(sparsity, (NM, Blocks)):
+        return sparsity
+    if isinstance(sparsity, str):
+        match = _PATTERN.fullmatch(sparsity)
+        if not match:
+            raise ValueError(
+                f"`sparsity` must be a fraction or a pattern such as '2:4', got {sparsity!r}"
+            )
+        return NM(*map(int, match.groups()))
+    return Fraction(sparsity)
+
+
+class Part(NamedTuple):
+    """A target, and which leaves share it: None where a leaf stays dense."""
+
+    target: Target
+    own: chex.ArrayTree
+
+    def of(self, tree: chex.ArrayTree) -> chex.ArrayTree:
+        """The tree with None for other leaves."""
+        return jax.tree.map(lambda leaf, own: leaf if own else None, tree, self.own)
+
+
+def first_mask(params: chex.ArrayTree, sparsity: Any, where: masks.Where | None) -> chex.ArrayTree:
+    """The mask that keeps all weights of the leaves that have a target.
+
+    Raises:
+      TypeError: for what is no target.
+      ValueError: for a tree of targets that doesn't fit, that comes beside a `where` or that has
+        None everywhere, leaves without a target's axes, and if no leaf is chosen.
+    """
+    single = is_single(sparsity)
+    mask = _chosen(params, target(sparsity), where) if single else _given(params, sparsity, where)
+    for part in parts(mask, sparsity, "layer"):
+        check = lambda path, leaf, own=part.target: own.check(masks.path_name(path), leaf)
+        jax.tree_util.tree_map_with_path(check, part.of(mask))
+    return mask
+
+
+def parts(mask: chex.ArrayTree, sparsity: Any, scope: str) -> list[Part]:
+    """The targets with the leaves that share them, of those that the mask isn't None for."""
+    leaves, structure = jax.tree.flatten(mask)
+    if is_single(sparsity):
+        wanted = [target(sparsity)] * len(leaves)
+        together = scope == "global" or isinstance(wanted[0], NM)
+        shared = [[*range(len(leaves))]] if together else [[i] for i in range(len(leaves))]
+    else:
+        wanted = [target(each) for each in structure.flatten_up_to(masks.visible(mask, sparsity))]
+        alike: dict[Any, list[int]] = {}
+        for i, each in enumerate(wanted):  # one program finds the masks of equal patterns
+            alike.setdefault(each if isinstance(each, NM) else i, []).append(i)
+        shared = [*alike.values()]
+    own = lambda mine: structure.unflatten(i in mine for i in range(len(leaves)))
+    return [Part(wanted[mine[0]], own(frozenset(mine))) for mine in shared]
+
+
+def is_single(sparsity: Any) -> bool:
+    """Whether it is one target for all leaves, not a tree of them."""
+    return isinstance(sparsity, (str, NM, Blocks)) or jax.tree_util.all_leaves([sparsity])
+
+
+def of_leaves(params: chex.ArrayTree, sparsity: Any, where) -> list[Target | None]:
+    """The target of each leaf from a tree of them; raises an error for what is none."""
+    if where is not None:
+        raise ValueError(
+            "a tree of sparsities has None for leaves that stay dense: leave out `where`"
+        )
+    masks.leaves_like(params, sparsity, "the sparsity", "`jax.tree.map` of `params`")
+    given = jax.tree.structure(params).flatten_up_to(masks.visible(params, sparsity))
+    found = [None if each is None else target(each) for each in given]
+    if not any(found):
+        raise ValueError("the tree of sparsities has None everywhere: no leaf is to be pruned")
+    return found
+
+
+def _chosen(params: chex.ArrayTree, own: Target, where: masks.Where | None) -> chex.ArrayTree:
+    """The leaves that `where` chooses; by default those that the pattern divides."""
+    if where is not None or not isinstance(own, NM):
+        return masks.prunable(params, where)
+    try:
+        return masks.prunable(params, own.divides)
+    except ValueError as error:
+        divide = " and ".join(map(str, own.axes))
+        raise ValueError(
+            f"{error} Without `where` it takes leaves whose {divide} divide by {own.m}."
+        ) from error
+
+
+def _given(params: chex.ArrayTree, sparsity: Any, where) -> chex.ArrayTree:
+    """The leaves that a tree has targets for."""
+    wanted = of_leaves(params, sparsity, where)
+    paths_and_leaves = jax.tree_util.tree_leaves_with_path(params)
+    own = {}
+    for (path, leaf), each in zip(paths_and_leaves, wanted, strict=True):
+        own[masks.path_name(path)] = each
+        if each is not None and not masks.is_floating(leaf):
+            raise TypeError(
+                f"leaf '{masks.path_name(path)}' isn't floating-point, got "
+                f"{checks.described(leaf)}: its sparsity must be None"
+            )
+    return masks.prunable(params, lambda path, leaf: own[path] is not None)
+
+
+@wide.counts_in_64_bits
+def kept_of(sparsity, count, size: int) -> tuple[jax.Array, jax.Array]:
+    """How many of so many stay, as uint64, and whether the sparsity lies in [0, 1]."""
+    if isinstance(sparsity, (int, float)):
+        return jnp.uint64(size - round(sparsity * size)), jnp.bool_(True)
+    value = jnp.asarray(sparsity(count) if callable(sparsity) else sparsity, jnp.float32)
+    valid = (value >= 0) & (value <= 1)
+    kept = jnp.round((1.0 - jnp.where(valid, value, 0.0)) * jnp.float32(size))
+    return jnp.minimum(kept.astype(jnp.uint64), jnp.uint64(size)), valid
+
+
+def _sizes(size: int, block: int) -> jax.Array:
+    """How many of an axis lie in each block, of which the last may be smaller."""
+    return jnp.minimum(block, size - block * jnp.arange(-(-size // block))).astype(jnp.float32)
