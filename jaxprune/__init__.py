@@ -1,7 +1,8 @@
 """jaxprune: sparse training in JAX by optax links and functions on trees.
 
 Which weights can be pruned?    prunable
-How sparse is it?               sparsity, count, layers, table, problems
+How sparse is it?               sparsity, count, layers, table, problems, leaf_flops
+Which mask is in force?         current_mask, overlaps, pack_mask, unpack_mask
 Zero what a mask prunes         apply_mask, keep_mask
 Keep pruned weights alive       straight_through
 Prune at once, or in training   prune_to, keep_sparse, NM, Blocks
@@ -51,6 +52,7 @@ from jaxprune.methods.pruning import keep_mask, keep_sparse, prune_to
 from jaxprune.methods.schedules import annealed_temperature, cubic_sparsity
 from jaxprune.methods.straight_through import straight_through
 from jaxprune.networks.channels import ChannelGroups, Channels, channel_groups
+from jaxprune.networks.flops import leaf_flops
 from jaxprune.networks.group_trees import channel_cost, channel_mask, channel_norms
 from jaxprune.networks.modules import shrink_module
 from jaxprune.networks.oneshot import prune_layers
@@ -63,8 +65,11 @@ from jaxprune.patterns.nm import nm_mask
 from jaxprune.patterns.packing import Packed24, pack_24, unpack_24
 from jaxprune.patterns.targets import NM, Blocks
 from jaxprune.patterns.transposable import transposable_nm_mask, transposable_potentials
+from jaxprune.trees.bits import pack_mask, unpack_mask
 from jaxprune.trees.budgets import budget_mask
+from jaxprune.trees.in_force import current_mask
 from jaxprune.trees.masks import apply_mask, count, prunable, sparsity
+from jaxprune.trees.overlap import Overlap, overlaps
 from jaxprune.trees.projections import projection_capped_simplex
 from jaxprune.trees.report import Layer, layers, problems, table
 from jaxprune.trees.sampling import (
@@ -82,6 +87,7 @@ __all__ = [
     "ChannelGroups",
     "Channels",
     "Layer",
+    "Overlap",
     "Packed24",
     "Shrunk",
     "add_group_hoyer_square",
@@ -100,6 +106,7 @@ __all__ = [
     "count",
     "counter_bits",
     "cubic_sparsity",
+    "current_mask",
     "group_hoyer_square",
     "group_lasso",
     "group_norms",
@@ -114,9 +121,12 @@ __all__ = [
     "keep_sparse",
     "l1",
     "layers",
+    "leaf_flops",
     "mask_count",
     "nm_mask",
+    "overlaps",
     "pack_24",
+    "pack_mask",
     "pattern_mask",
     "problems",
     "project_logits",
@@ -143,5 +153,6 @@ __all__ = [
     "transposable_potentials",
     "trimming_point",
     "unpack_24",
+    "unpack_mask",
     "vrpge_gradient",
 ]

@@ -1,0 +1,104 @@
+"""How many operations a network spends on each of its leaves.
+
+The function's program is followed from the leaves on. What is calculated from one leaf alone (its
+transpose, a slice, one layer of a stack, its product with a mask) is still the leaf's, until it
+meets activations in a matrix product or a convolution: these operations are spent on the leaf.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import chex
+import jax
+
+from jaxprune.networks import program
+from jaxprune.trees import checks
+
+
+def leaf_flops(
+    apply: Callable[..., Any], params: chex.ArrayTree, *example_inputs: Any
+) -> chex.ArrayTree:
+    """The floating-point operations that a network spends on each leaf, dense.
+
+    Two for each multiplication and addition of a matrix product or convolution of the leaf with
+    activations, as often as a `scan` runs it. `table(mask, flops=...)` shows them beside those of
+    kept weights. Products of two activations (attention) or of two leaves belong to no leaf, and
+    branches and loops of unknown length aren't looked into; `channel_cost` counts whole networks.
+
+    Args:
+      apply: pure function `apply(params, *inputs)`.
+      params: any tree of arrays, or of their shapes.
+      *example_inputs: trees of arrays, or of their shapes, with the batch size that matters.
+
+    Returns:
+      A tree like `params`, of Python integers.
+
+    Raises:
+      TypeError: for an `apply` that is no function, or what is no tree of arrays.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxprune as jp
+    >>> params = {"w": jnp.ones((8, 4)), "b": jnp.ones(4)}
+    >>> jp.leaf_flops(lambda p, x: x @ p["w"] + p["b"], params, jnp.ones((10, 8)))
+    {'b': 0, 'w': 640}
+    """
+    checks.function("`apply`", apply)
+    checks.tree("the parameters", params)
+    traced, _ = program.traced(apply, params, *example_inputs, derivatives=False)
+    structure = jax.tree.structure(params)
+    leaves = range(structure.num_leaves)
+    found = dict.fromkeys(leaves, 0)
+    for leaf, flops in _spent(traced, dict(zip(traced.body.inputs, leaves, strict=False))):
+        found[leaf] += flops
+    return structure.unflatten(found.values())
+
+
+def _spent(traced: program.Program, leaf_of: dict[int, int]) -> Iterable[tuple[int, int]]:
+    """Leaves and the operations of one product, from the slots that hold a leaf."""
+    for step, times in program.all_steps(traced.body):
+        if step.name in _SUMMED:
+            leaves = [leaf_of[slot] for slot in step.inputs if slot in leaf_of]
+            if len(leaves) == 1:
+                yield leaves[0], 2 * times * _multiplications(traced, step)
+        elif step.bodies:
+            _enter(step, leaf_of)
+        else:
+            _follow(traced, step, leaf_of)
+
+
+def _enter(step: program.Step, leaf_of: dict[int, int]) -> None:
+    """What a scan takes one by one of a leaf is the leaf's."""
+    inner, outer = step.bodies[0].inputs, step.inputs
+    carried = program.scan_counts(step.equation)[1]
+    scanned = inner[carried:]
+    for inside, outside in zip(scanned, outer[len(outer) - len(scanned) :], strict=True):
+        if outside in leaf_of:
+            leaf_of[inside] = leaf_of[outside]
+
+
+def _follow(traced: program.Program, step: program.Step, leaf_of: dict[int, int]) -> None:
+    """What is calculated from one leaf and constants is the leaf's."""
+    slots = step.inputs[:1] if step.name == "dynamic_slice" else step.inputs
+    leaves = {leaf_of.get(slot) for slot in slots if not traced.constant[slot]}
+    if len(leaves) == 1 and None not in leaves:
+        leaf_of.update(dict.fromkeys(step.outputs, leaves.pop()))
+
+
+def _multiplications(traced: program.Program, step: program.Step) -> int:
+    shape = lambda slot: traced.avals[slot].shape
+    operand, axes = _SUMMED[step.name](step.equation.params)
+    summed = math.prod(shape(step.inputs[operand])[axis] for axis in axes)
+    return math.prod(shape(step.outputs[0])) * summed
+
+
+def _of_matrix_product(params) -> tuple[int, tuple[int, ...]]:
+    return 0, params["dimension_numbers"][0][0]
+
+
+def _of_convolution(params) -> tuple[int, tuple[int, ...]]:
+    return 1, params["dimension_numbers"].rhs_spec[1:]
+
+
+# Which operand, and which axes of it, a product sums over.
+_SUMMED = {"dot_general": _of_matrix_product, "conv_general_dilated": _of_convolution}
