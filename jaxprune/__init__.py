@@ -5,7 +5,7 @@ How sparse is it?               sparsity, count, layers, table, problems, leaf_f
 Which mask is in force?         current_mask, overlaps, pack_mask, unpack_mask
 Zero what a mask prunes         apply_mask, keep_mask
 Keep pruned weights alive       straight_through
-Prune at once, or in training   prune_to, keep_sparse, NM, Blocks
+Prune at once, or in training   prune_to, keep_sparse, NM, Blocks, grasp_scores
 Choose what stays               top_k_mask, nm_mask, transposable_nm_mask,
                                 transposable_potentials, mask_count, smallest_n
 Prune what is trained, by data  prune_layers, reconstruct
@@ -50,6 +50,7 @@ from jaxprune.methods.probmask import (
 )
 from jaxprune.methods.pruning import keep_mask, keep_sparse, prune_to
 from jaxprune.methods.schedules import annealed_temperature, cubic_sparsity
+from jaxprune.methods.scores import grasp_scores
 from jaxprune.methods.straight_through import straight_through
 from jaxprune.networks.channels import ChannelGroups, Channels, channel_groups
 from jaxprune.networks.flops import leaf_flops
@@ -107,6 +108,7 @@ __all__ = [
     "counter_bits",
     "cubic_sparsity",
     "current_mask",
+    "grasp_scores",
     "group_hoyer_square",
     "group_lasso",
     "group_norms",

@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import jaxprune as jp
@@ -16,12 +17,16 @@ README = Path(__file__).parent.parent / "README.md"
 @pytest.mark.usefixtures("relaxed_promotion")
 def test_code_runs():
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
-    links, nnx_loop, linen_loss, gumbel, hoyer, nm, one_shot, smaller = blocks
-    params = {"kernel": jnp.ones((4, 5))}
-    names = {"mask": jp.prunable(params)}
-    exec(links, names)
-    updates, _ = names["tx"].update(params, names["tx"].init(params), params)
-    assert jax.tree.structure(updates) == jax.tree.structure(params)
+    links, family, nnx_loop, linen_loss, gumbel, hoyer, nm, one_shot, smaller = blocks
+    kernel = jax.random.normal(jax.random.key(0), (16, 16))
+    params = {"hidden": {"kernel": kernel}, "head": {"kernel": kernel}}
+    names = {"mask": jp.prunable(params), "params": params, "grads": params, "jp": jp}
+    for block in (links, family):
+        exec(block, names)
+        updates, _ = names["tx"].update(params, names["tx"].init(params), params)
+        assert jax.tree.structure(updates) == jax.tree.structure(params)
+    assert jp.count(names["mask"]) == 512 - round(0.9 * 512)
+    assert jp.sparsity(optax.apply_updates(params, updates)["hidden"]) == 0.5
 
     exec(nnx_loop.replace("range(1_000)", "range(3)"), names)
     assert jp.count(names["mask"]) == round(0.05 * 22_200)

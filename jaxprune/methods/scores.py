@@ -29,6 +29,40 @@ class Scored(NamedTuple):
     needs_gradients: bool = False
 
 
+def grasp_scores(
+    loss: Callable[[chex.ArrayTree], jax.Array], params: chex.ArrayTree
+) -> chex.ArrayTree:
+    """What weights do for the flow of gradients: for `prune_to` at initialisation (GraSP).
+
+    To prune weight w changes the squared norm of the gradient g by -2 w (H g), to first order, with
+    the Hessian H. So w (H g) is the score, of which the largest stay; it may be negative.
+
+    Args:
+      loss: from parameters to a scalar, on one batch. The paper divides logits by 200.
+      params: tree of floating-point arrays.
+
+    Returns:
+      A tree like `params`, float32 or wider.
+
+    Raises:
+      TypeError: for a loss that is no function, or leaves that aren't floating-point.
+
+    Source: Wang, Zhang and Grosse, "Picking winning tickets before training by preserving gradient
+    flow" (ICLR 2020), equation 8.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxprune as jp
+    >>> loss = lambda w: w[0] ** 2 + w[0] * w[1]
+    >>> jp.grasp_scores(loss, jnp.array([1.0, 2.0])).tolist()  # g = (4, 1), H g = (9, 4)
+    [9.0, 8.0]
+    """
+    checks.function("`loss`", loss)
+    masks.check_floating("`grasp_scores`", params)
+    gradient = jax.grad(loss)
+    _, curvature = jax.jvp(gradient, (params,), (gradient(params),))
+    return jax.tree.map(_product, params, curvature)
+
+
 def scored(score: Score) -> Scored:
     """What a score stands for.
 
