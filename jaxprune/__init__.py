@@ -1,6 +1,6 @@
 """jaxprune: sparse training in JAX by optax links and functions on trees.
 
-Which weights can be pruned?    prunable
+Which weights can be pruned?    prunable, inner_layers
 How sparse is it?               sparsity, count, layers, table, problems, leaf_flops
 Which mask is in force?         current_mask, overlaps, pack_mask, unpack_mask
 Zero what a mask prunes         apply_mask, keep_mask
@@ -53,7 +53,7 @@ from jaxprune.methods.schedules import annealed_temperature, cubic_sparsity
 from jaxprune.methods.scores import grasp_scores
 from jaxprune.methods.straight_through import straight_through
 from jaxprune.networks.channels import ChannelGroups, Channels, channel_groups
-from jaxprune.networks.flops import leaf_flops
+from jaxprune.networks.flops import inner_layers, leaf_flops
 from jaxprune.networks.group_trees import channel_cost, channel_mask, channel_norms
 from jaxprune.networks.modules import shrink_module
 from jaxprune.networks.oneshot import prune_layers
@@ -118,6 +118,7 @@ __all__ = [
     "hoyer_square",
     "init_pattern_logits",
     "init_probabilities",
+    "inner_layers",
     "inverse_density",
     "keep_mask",
     "keep_sparse",

@@ -13,7 +13,7 @@ import chex
 import jax
 
 from jaxprune.networks import program
-from jaxprune.trees import checks
+from jaxprune.trees import checks, masks
 
 
 def leaf_flops(
@@ -43,15 +43,63 @@ def leaf_flops(
     >>> jp.leaf_flops(lambda p, x: x @ p["w"] + p["b"], params, jnp.ones((10, 8)))
     {'b': 0, 'w': 640}
     """
+    structure = jax.tree.structure(params)
+    found = dict.fromkeys(range(structure.num_leaves), 0)
+    for leaf, flops in _products(apply, params, example_inputs):
+        found[leaf] += flops
+    return structure.unflatten(found.values())
+
+
+def inner_layers(
+    apply: Callable[..., Any], params: chex.ArrayTree, *example_inputs: Any
+) -> Callable[[str, Any], bool]:
+    """A `where` that leaves the first and the last layer dense, whatever they are called.
+
+    These are the leaves of the first and the last matrix product or convolution that the network
+    calculates; an embedding that is looked up is none, nor is what `prunable` leaves out.
+
+    Args:
+      apply: pure function `apply(params, *inputs)`.
+      params: any tree of arrays, or of their shapes.
+      *example_inputs: trees of arrays, or of their shapes.
+
+    Returns:
+      A predicate on (path, leaf), for `prunable` and every function and link with a `where`.
+
+    Raises:
+      TypeError: for an `apply` that is no function, or what is no tree of arrays.
+      ValueError: if the network multiplies by fewer than three leaves.
+
+    >>> import jax, jax.numpy as jnp
+    >>> import jaxprune as jp
+    >>> params = {"stem": jnp.ones((2, 4)), "body": jnp.ones((4, 4)), "head": jnp.ones((4, 2))}
+    >>> apply = lambda p, x: x @ p["stem"] @ p["body"] @ p["head"]
+    >>> _, mask = jp.prune_to(params, 0.5, where=jp.inner_layers(apply, params, jnp.ones((1, 2))))
+    >>> [name for name, keep in mask.items() if keep is not None]
+    ['body']
+    """
+    order = [leaf for leaf, _ in _products(apply, params, example_inputs)]
+    if len(set(order)) < 3:
+        raise ValueError(
+            f"between the first and the last layer there must be others, but the network has "
+            f"{len(set(order))} products with leaves of their own: leave out `inner_layers`"
+        )
+    paths = [masks.path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    chosen = jax.tree.structure(params).flatten_up_to(
+        jax.eval_shape(lambda: masks.prunable(params))
+    )
+    ends = {paths[order[0]], paths[order[-1]]}
+    inner = {path for path, keep in zip(paths, chosen, strict=True) if keep is not None} - ends
+    return lambda path, leaf: path in inner
+
+
+def _products(apply, params, example_inputs) -> Iterable[tuple[int, int]]:
+    """Leaves and the operations of one product with each, in the order of the program."""
     checks.function("`apply`", apply)
     checks.tree("the parameters", params)
     traced, _ = program.traced(apply, params, *example_inputs, derivatives=False)
-    structure = jax.tree.structure(params)
-    leaves = range(structure.num_leaves)
-    found = dict.fromkeys(leaves, 0)
-    for leaf, flops in _spent(traced, dict(zip(traced.body.inputs, leaves, strict=False))):
-        found[leaf] += flops
-    return structure.unflatten(found.values())
+    leaves = range(jax.tree.structure(params).num_leaves)
+    return _spent(traced, dict(zip(traced.body.inputs, leaves, strict=False)))
 
 
 def _spent(traced: program.Program, leaf_of: dict[int, int]) -> Iterable[tuple[int, int]]:

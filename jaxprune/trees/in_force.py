@@ -35,7 +35,7 @@ def current_mask(params: chex.ArrayTree, opt_state: optax.OptState) -> chex.Arra
     >>> import jax.numpy as jnp, optax
     >>> import jaxprune as jp
     >>> params = {"a": jnp.array([[3.0, 1.0]]), "b": jnp.array([[1.0, 2.0]]), "c": jnp.ones(2)}
-    >>> pruned, dense = optax.chain(optax.adam(0.1), jp.keep_top_k(0.5)), optax.sgd(0.1)
+    >>> pruned, dense = optax.chain(optax.adam(0.1), jp.keep_sparse(0.5)), optax.sgd(0.1)
     >>> tx = optax.partition({"p": pruned, "d": dense}, {"a": "p", "b": "d", "c": "p"})
     >>> _, state = tx.update(params, tx.init(params), params)
     >>> jp.current_mask(params, state)
