@@ -14,14 +14,22 @@ README = Path(__file__).parent.parent / "README.md"
 
 
 @pytest.mark.usefixtures("relaxed_promotion")
-def test_code_runs():
+def test_code_runs(capsys):
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
-    links, nnx_loop, linen_loss, gumbel, hoyer, nm, one_shot, smaller = blocks
+    links, look, nnx_loop, linen_loss, gumbel, hoyer, nm, one_shot, smaller = blocks
     params = {"kernel": jnp.ones((4, 5))}
     names = {"mask": jp.prunable(params)}
     exec(links, names)
     updates, _ = names["tx"].update(params, names["tx"].init(params), params)
     assert jax.tree.structure(updates) == jax.tree.structure(params)
+
+    state = names["tx"].init(params)
+    known = {"opt_state": state, "params": params, "average": params, "images": jnp.ones((2, 4))}
+    known |= {"earlier": names["mask"], "apply": lambda params, x: x @ params["kernel"]}
+    exec(look, names | known)
+    *_, total, compared = capsys.readouterr().out.splitlines()
+    assert total.split() == ["total", "20", "20", "100.000%", "80", "83", "80", "80"]
+    assert compared == "overlap 100.0%, churn 0.0%"
 
     exec(nnx_loop.replace("range(1_000)", "range(3)"), names)
     assert jp.count(names["mask"]) == round(0.05 * 22_200)

@@ -37,8 +37,8 @@ def keep_nm(
         the last group is smaller.)
 
     Returns:
-      A transformation for the end of a chain. The mask is found with
-      `optax.tree.get(opt_state, "mask")`.
+      A transformation for the end of a chain. The mask is
+      `current_mask(params, opt_state)`.
 
     Raises:
       TypeError: for n, m or `every` that isn't whole.
@@ -76,8 +76,8 @@ def keep_transposable_nm(
         stay dense.
 
     Returns:
-      A transformation for the end of a chain. The mask is found with
-      `optax.tree.get(opt_state, "mask")`.
+      A transformation for the end of a chain. The mask is
+      `current_mask(params, opt_state)`.
 
     Raises:
       TypeError: for n, m or `every` that isn't whole.
