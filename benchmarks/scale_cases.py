@@ -111,6 +111,13 @@ class Setting:
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place(x)), tree
         )
 
+    def packed(self):
+        """The mask at a bit a weight; last axes are those that it is packed along."""
+        pack = lambda x: self.array(
+            (*x.shape[:-1], x.shape[-1] // 8), *x.sharding.spec, dtype=jnp.uint8
+        )
+        return jax.tree.map(pack, self.mask)
+
     def logits(self, transposable):
         """Of patterns, sharded like their kernels."""
         shapes = jax.eval_shape(
@@ -204,6 +211,8 @@ FUNCTIONS: dict[str, Case] = {
     "sparsity": lambda s: (jp.sparsity, (s.params,)),
     "sparsity of a mask": lambda s: (jp.sparsity, (s.mask,)),
     "apply_mask": lambda s: (jp.apply_mask, (s.params, s.mask)),
+    "pack_mask": lambda s: (jp.pack_mask, (s.mask,)),
+    "unpack_mask": lambda s: (jp.unpack_mask, (s.params, s.packed())),
     "top_k_mask": of_kernels(lambda p: jp.top_k_mask(p, sum(x.size for x in p.values()) // 10)),
     "top_k_mask, traced k": lambda s: (jp.top_k_mask, (s.kernels, s.array((), dtype=jnp.int32))),
     "nm_mask": of_kernels(lambda p: jp.nm_mask(p, 2, 4)),

@@ -72,7 +72,7 @@ from jaxprune.trees.in_force import current_mask
 from jaxprune.trees.masks import apply_mask, count, prunable, sparsity
 from jaxprune.trees.overlap import Overlap, overlaps
 from jaxprune.trees.projections import projection_capped_simplex
-from jaxprune.trees.report import Layer, layers, problems, table
+from jaxprune.trees.report import Layer, layers, problems
 from jaxprune.trees.sampling import (
     bernoulli_mask,
     counter_bits,
@@ -81,6 +81,7 @@ from jaxprune.trees.sampling import (
     surrogate_gradient,
 )
 from jaxprune.trees.selection import top_k_mask
+from jaxprune.trees.tables import table
 
 __all__ = [
     "NM",

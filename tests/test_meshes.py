@@ -65,6 +65,10 @@ def one_update(link):
     return function
 
 
+def positive(tree):
+    return jax.tree.map(lambda leaf: leaf > 0, tree)
+
+
 KEY = jax.random.key(0)
 SUM = math.prod(SHAPE)
 FUNCTIONS = {
@@ -74,9 +78,7 @@ FUNCTIONS = {
     "transposable_nm_mask, 2:4": lambda x: jp.transposable_nm_mask(x, 2, 4),
     "transposable_nm_mask, 4:8": lambda x: jp.transposable_nm_mask(x, 4, 8),
     "transposable_nm_mask, greedy": lambda x: jp.transposable_nm_mask(x, 2, 4, method="greedy"),
-    "transposable_potentials": lambda x: jp.transposable_potentials(
-        x, jax.tree.map(lambda leaf: leaf > 0, x), 4
-    ),
+    "transposable_potentials": lambda x: jp.transposable_potentials(x, positive(x), 4),
     "projection_capped_simplex": lambda x: jp.projection_capped_simplex(x, 1_000.0),
     "bernoulli_mask": lambda x: jp.bernoulli_mask(KEY, x),
     "bernoulli_mask, jax.random.bits": lambda x: jp.bernoulli_mask(
@@ -85,8 +87,10 @@ FUNCTIONS = {
     "gumbel_mask": lambda x: jp.gumbel_mask(KEY, x),
     "gumbel_mask, jax.random.bits": lambda x: jp.gumbel_mask(KEY, x, random_bits=jax.random.bits),
     "relaxed_bernoulli": lambda x: jp.relaxed_bernoulli(KEY, jax.tree.map(jnp.abs, x), 0.5),
-    "inverse_density": lambda x: jp.inverse_density(jax.tree.map(lambda leaf: leaf > 0, x)),
+    "inverse_density": lambda x: jp.inverse_density(positive(x)),
     "init_probabilities": jp.init_probabilities,
+    "pack_mask": lambda x: jp.pack_mask(positive(x)),
+    "unpack_mask": lambda x: jp.unpack_mask(x, jp.pack_mask(positive(x))),
     "keep_sparse": one_update(jp.keep_sparse(0.75)),
     "keep_sparse 2:4": one_update(jp.keep_sparse("2:4")),
     "keep_sparse transposable": one_update(jp.keep_sparse(jp.NM(2, 4, transposable=True))),

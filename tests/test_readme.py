@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -14,9 +15,9 @@ README = Path(__file__).parent.parent / "README.md"
 
 
 @pytest.mark.usefixtures("relaxed_promotion")
-def test_code_runs():
+def test_code_runs(capsys):
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
-    links, family, nnx_loop, linen_loss, gumbel, hoyer, nm, one_shot, smaller = blocks
+    links, family, look, nnx_loop, linen_loss, gumbel, hoyer, nm, one_shot, smaller = blocks
     kernel = jax.random.normal(jax.random.key(0), (16, 16))
     params = {"hidden": {"kernel": kernel}, "head": {"kernel": kernel}}
     names = {"mask": jp.prunable(params), "params": params, "grads": params, "jp": jp}
@@ -26,6 +27,16 @@ def test_code_runs():
         assert jax.tree.structure(updates) == jax.tree.structure(params)
     assert jp.count(names["mask"]) == 512 - round(0.9 * 512)
     assert jp.sparsity(optax.apply_updates(params, updates)["hidden"]) == 0.5
+    params = {"kernel": jnp.ones((4, 5))}
+    tx = optax.chain(optax.sgd(0.1), jp.keep_mask(jp.prunable(params)))
+
+    state = tx.init(params)
+    known = {"opt_state": state, "params": params, "average": params, "images": jnp.ones((2, 4))}
+    known |= {"earlier": jp.prunable(params), "apply": lambda params, x: x @ params["kernel"]}
+    exec(look, names | known)
+    *_, total, compared = capsys.readouterr().out.splitlines()
+    assert total.split() == ["total", "20", "20", "100.000%", "80", "83", "80", "80"]
+    assert compared == "overlap 100.0%, churn 0.0%"
 
     exec(nnx_loop.replace("range(1_000)", "range(3)"), names)
     assert jp.count(names["mask"]) == round(0.05 * 22_200)

@@ -26,7 +26,7 @@ def keep_mask(mask: chex.ArrayTree) -> optax.GradientTransformation:
 
     Args:
       mask: tree like the parameters: boolean arrays, `None` where a leaf stays dense. The state
-        holds a copy, found with `optax.tree.get(opt_state, "mask")`.
+        holds a copy, found with `current_mask(params, opt_state)`.
 
     Returns:
       A transformation for the end of a chain. The first update sets pruned weights to zero, if
@@ -88,8 +88,8 @@ def keep_sparse(
         one chain.
 
     Returns:
-      A transformation for the end of a chain. The mask is found with
-      `optax.tree.get(opt_state, "mask")`.
+      A transformation for the end of a chain. The mask is
+      `current_mask(params, opt_state)`.
 
     Raises:
       TypeError: for a sparsity of another kind, or an `every` that isn't whole.

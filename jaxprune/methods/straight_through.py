@@ -52,8 +52,8 @@ def straight_through(
 
     Returns:
       A transformation that takes a whole chain's place. The first update is dense: parameters
-      become sparse with it. The mask is found with `optax.tree.get(opt_state, "mask")`, the dense
-      weights with `optax.tree.get(opt_state, "dense")`; they cost a copy of the parameters.
+      become sparse with it. The mask is `current_mask(params, opt_state)`, the dense weights are
+      `optax.tree.get(opt_state, "dense")`; they cost a copy of the parameters.
 
     Raises:
       TypeError: for arguments that aren't transformations, or a decay that is no number.

@@ -15,6 +15,8 @@ import jax
 from jaxprune.networks import program
 from jaxprune.trees import checks, masks
 
+_NO_LEAF = -1
+
 
 def leaf_flops(
     apply: Callable[..., Any], params: chex.ArrayTree, *example_inputs: Any
@@ -128,8 +130,8 @@ def _enter(step: program.Step, leaf_of: dict[int, int]) -> None:
 def _follow(traced: program.Program, step: program.Step, leaf_of: dict[int, int]) -> None:
     """What is calculated from one leaf and constants is the leaf's."""
     slots = step.inputs[:1] if step.name == "dynamic_slice" else step.inputs
-    leaves = {leaf_of.get(slot) for slot in slots if not traced.constant[slot]}
-    if len(leaves) == 1 and None not in leaves:
+    leaves = {leaf_of.get(slot, _NO_LEAF) for slot in slots if not traced.constant[slot]}
+    if len(leaves) == 1 and _NO_LEAF not in leaves:
         leaf_of.update(dict.fromkeys(step.outputs, leaves.pop()))
 
 

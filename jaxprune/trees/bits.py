@@ -93,6 +93,8 @@ def _unpacked(path, leaf, packed: jax.Array | None) -> jax.Array | None:
     axis = _axis(shape)
 
     def unpack(packed):
+        if 0 in shape:  # where `jnp.unpackbits` divides by zero
+            return jnp.zeros(shape, bool)
         count = 1 if axis is None else shape[axis]
         return jnp.unpackbits(packed, axis=axis, count=count).astype(bool).reshape(shape)
 

@@ -7,6 +7,7 @@ links: their masks are merged path by path.
 
 import functools
 import operator
+from typing import Any
 
 import chex
 import jax
@@ -79,7 +80,16 @@ def by_path(opt_state: optax.OptState) -> dict[tuple, jax.Array]:
 
 
 def links_masks(opt_state: optax.OptState) -> list[chex.ArrayTree]:
-    """The mask of each link. A `mask` beside no `problems` is the user's own, a parameter say."""
-    states = {path[:-1] for path, _ in optax.tree.get_all_with_path(opt_state, "problems")}
-    found = optax.tree.get_all_with_path(opt_state, "mask")
-    return [mask for path, mask in found if path[:-1] in states]
+    """The mask of each link: the field of a state that has `problems` too.
+
+    A parameter of that name is none, nor are its moments.
+    """
+    links = _fields(opt_state, "problems")
+    return [mask for state, mask in _fields(opt_state, "mask").items() if state in links]
+
+
+def _fields(opt_state: optax.OptState, name: str) -> dict[tuple, Any]:
+    """The fields of this name of all named tuples, under the paths of these."""
+    is_field = lambda path, _: isinstance(path[-1], optax.tree_utils.NamedTupleKey)
+    found = optax.tree.get_all_with_path(opt_state, name, is_field)
+    return {path[:-1]: value for path, value in found}

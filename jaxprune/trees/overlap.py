@@ -1,6 +1,6 @@
 """Two masks of one tree: what both keep, and what only one of them does."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -61,11 +61,15 @@ def overlaps(first: chex.ArrayTree, second: chex.ArrayTree) -> list[Overlap]:
     pairs = _pairs(first, second)
     counts = np.asarray(_counts([pair for _, pair in pairs])).tolist() if pairs else []
     rows = [
-        Overlap(masks.path_name(path), a.shape, *own, a.size)
-        for (path, (a, _)), own in zip(pairs, counts, strict=True)
+        Overlap(masks.path_name(path), mask.shape, both, lost, gained, mask.size)
+        for (path, (mask, _)), (both, lost, gained) in zip(pairs, counts, strict=True)
     ]
-    both, lost, gained, size = (sum(row[i] for row in rows) for i in range(2, 6))
-    return [*rows, Overlap("total", (), both, lost, gained, size)]
+    return [*rows, _total(rows)]
+
+
+def _total(rows: list[Overlap]) -> Overlap:
+    total = lambda name: sum(getattr(row, name) for row in rows)
+    return Overlap("total", (), total("both"), total("lost"), total("gained"), total("size"))
 
 
 @wide.counts_in_64_bits
@@ -92,12 +96,12 @@ def _is_none(leaf) -> bool:
     return leaf is None
 
 
-def _whole(path, a: jax.Array | None, b: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+def _whole(path, a: Any, b: Any) -> tuple[jax.Array, jax.Array]:
     """The pair with an array in the place of None."""
-    if a is None or b is None:
-        known = b if a is None else a
-        everything = jnp.ones_like(known)
-        return (everything, known) if a is None else (known, everything)
+    if a is None:
+        return jnp.ones_like(b), b
+    if b is None:
+        return a, jnp.ones_like(a)
     if a.shape != b.shape:
         name = masks.path_name(path)
         raise ValueError(

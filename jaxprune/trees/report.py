@@ -1,14 +1,14 @@
-"""What a mask keeps, leaf by leaf, as rows and as a table; and what went wrong with it."""
+"""What a mask keeps, leaf by leaf; and what went wrong with it."""
 
 import enum
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import chex
 import jax
 import optax
 
-from jaxprune.trees import checks, in_force, masks
+from jaxprune.trees import checks, masks
 
 
 class Layer(NamedTuple):
@@ -43,122 +43,15 @@ def layers(mask: chex.ArrayTree) -> list[Layer]:
     [Layer(path='w', shape=(2,), kept=1, size=2)]
     """
     masks.check_boolean(mask)
-    return _rows(jax.tree_util.tree_leaves_with_path(mask))
+    return rows(jax.tree_util.tree_leaves_with_path(mask))
 
 
-def _rows(paths_and_leaves: Iterable[tuple[Any, jax.Array]]) -> list[Layer]:
+def rows(paths_and_leaves: Iterable[tuple[Any, jax.Array]]) -> list[Layer]:
+    """The layers of a mask that is given by its leaves."""
     return [
         Layer(masks.path_name(path), leaf.shape, masks.count(leaf), leaf.size)
         for path, leaf in paths_and_leaves
     ]
-
-
-def table(
-    tree: chex.ArrayTree,
-    *,
-    params: chex.ArrayTree | None = None,
-    flops: chex.ArrayTree | None = None,
-) -> str:
-    """The layers of a mask as text, with the total in the last line.
-
-    Args:
-      tree: a mask; or an optimizer state, of which the mask in force is shown (what all of its
-        links keep), and below it the `problems` that they have noticed.
-      params: the parameters, or their shapes, for columns of bytes: dense, and sparse, as kept
-        values in the leaf's dtype and a bit for each weight (`pack_mask`).
-      flops: tree like the parameters, as of `leaf_flops`, for columns of operations: dense, and
-        sparse, by the fraction of the leaf's weights that is kept.
-
-    With bytes or operations there is a line for what leaves outside the mask add, and the totals
-    are the whole network's, but those of weights are of what can be pruned, as ever.
-
-    Raises:
-      TypeError: for leaves of a mask that aren't boolean.
-      ValueError: for `params` or `flops` without a leaf of the mask; the message names it.
-
-    >>> import jax.numpy as jnp
-    >>> import jaxprune as jp
-    >>> mask = {"w": jnp.array([[True, False]]), "b": None}
-    >>> print(jp.table(mask))
-    layer  shape  kept  weights  density
-    w      1x2       1        2  50.000%
-    total            1        2  50.000%
-    >>> params = {"w": jnp.ones((1, 2)), "b": jnp.ones(2)}
-    >>> flops = jp.leaf_flops(lambda p, x: x @ p["w"] + p["b"], params, jnp.ones((8, 1)))
-    >>> print(jp.table(mask, params=params, flops=flops))
-    layer  shape  kept  weights  density  bytes  sparse bytes  flops  sparse flops
-    w      1x2       1        2  50.000%      8             5     32            16
-    others                                    8             8      0             0
-    total            1        2  50.000%     16            13     32            16
-    """
-    is_state = bool(in_force.links_masks(tree))
-    rows = _rows(in_force.by_path(tree).items()) if is_state else layers(tree)
-    costs = [] if params is None else [_bytes(params)]
-    costs += [] if flops is None else [_Cost("flops", _named(flops), lambda size: 0)]
-    return "\n".join([*_lines(rows, costs), *(problems(tree) if is_state else [])])
-
-
-class _Cost(NamedTuple):
-    """A quantity of each leaf when it is dense, and what a sparse one of a size takes besides."""
-
-    name: str
-    dense: dict[str, int]
-    besides: Callable[[int], int]
-
-    def of(self, row: Layer) -> tuple[int, int]:
-        """Dense and sparse."""
-        if row.path not in self.dense:
-            raise ValueError(
-                f"`{'params' if self.name == 'bytes' else self.name}` must have the structure of "
-                f"the parameters, but has no leaf '{row.path}', only {[*self.dense]}"
-            )
-        dense = self.dense[row.path]
-        return dense, -(-dense * row.kept // max(row.size, 1)) + self.besides(row.size)
-
-    def of_others(self, rows: list[Layer]) -> int:
-        """Of leaves that stay dense."""
-        return sum(self.dense.values()) - sum(self.dense[row.path] for row in rows)
-
-
-def _bytes(params: chex.ArrayTree) -> _Cost:
-    dense = {path: leaf.size * leaf.dtype.itemsize for path, leaf in _named(params).items()}
-    return _Cost("bytes", dense, lambda size: -(-size // 8))
-
-
-def _named(tree: chex.ArrayTree) -> dict[str, Any]:
-    paths_and_leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {masks.path_name(path): leaf for path, leaf in paths_and_leaves}
-
-
-def _lines(rows: list[Layer], costs: list[_Cost]) -> list[str]:
-    """The rows as text, in columns."""
-    names = [name for cost in costs for name in (cost.name, f"sparse {cost.name}")]
-    cells = [("layer", "shape", "kept", "weights", "density", *names)]
-    own = [[number for cost in costs for number in cost.of(row)] for row in rows]
-    others = [cost.of_others(rows) for cost in costs for _ in range(2)]
-    cells += [(*_cells(row), *_grouped(numbers)) for row, numbers in zip(rows, own, strict=True)]
-    if costs:
-        cells.append(("others", "", "", "", "", *_grouped(others)))
-    kept, size = sum(row.kept for row in rows), sum(row.size for row in rows)
-    totals = map(sum, zip(others, *own, strict=True))
-    cells.append((*_cells(Layer("total", (), kept, size)), *_grouped(totals)))
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if i < 2 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in cells
-    ]
-
-
-def _cells(row: Layer) -> tuple[str, ...]:
-    shape = "x".join(map(str, row.shape))
-    return row.path, shape, f"{row.kept:,}", f"{row.size:,}", f"{row.density:.3%}"
-
-
-def _grouped(numbers: Iterable[int]) -> list[str]:
-    return [f"{number:,}" for number in numbers]
 
 
 class Problem(enum.IntFlag):

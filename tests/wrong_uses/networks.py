@@ -54,6 +54,9 @@ ROWS = {
         lambda: jp.channel_cost(channels(), FOUR, of="bytes"), "flops", "parameters", "'bytes'"),
     "channel_cost, keep first": kind(
         lambda: jp.channel_cost(FOUR, channels()), "`channels`", "`channel_groups`", "tuple"),
+    "leaf_flops, parameters first": kind(
+        lambda: jp.leaf_flops(TWO, two_layers, X), "`apply`", "function", "dict"),
+    "leaf_flops of None": kind(lambda: jp.leaf_flops(apply, None, X), "the parameters", "None"),
     "channel_times, parameters first": kind(
         lambda: jp.channel_times(TWO, two_layers, channels(), X), "`apply`", "function", "dict"),
     "channel_times, no repeats": value(

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 import jaxprune as jp
 from tests.wrong_uses.rows import (
@@ -22,6 +23,7 @@ from tests.wrong_uses.rows import (
     value,
 )
 
+KEPT = jp.keep_mask(MASK)
 MASKS = {
     "prunable of None": kind(lambda: jp.prunable(None), "prunable", "tree of arrays", "None"),
     "prunable of a function": kind(lambda: jp.prunable(jnp.sum), "prunable", "function sum"),
@@ -61,6 +63,38 @@ MASKS = {
     "layers of parameters": kind(lambda: jp.layers(PARAMS), "'dense/bias'", "float32"),
     "layers of None": kind(lambda: jp.layers(None), "the mask", "None"),
     "table of parameters": kind(lambda: jp.table(PARAMS), "'dense/bias'", "float32"),
+    "table, bytes of other parameters": value(
+        lambda: jp.table(MASK, params=MATRIX), "`params`", "'dense/kernel'", "['w']"),
+    "table, operations by position": kind(lambda: jp.table(MASK, PARAMS), "positional"),
+    "table, one number of operations": value(
+        lambda: jp.table(MASK, flops=640), "`flops`", "'dense/kernel'"),
+    "current_mask, swapped": value(
+        lambda: jp.current_mask(KEPT.init(PARAMS), PARAMS), "the parameters first", "`keep_mask("),
+    "current_mask of a state without one": value(
+        lambda: jp.current_mask(PARAMS, optax.adam(0.1).init(PARAMS)), "keeps to a mask", "chain"),
+    "current_mask of None": kind(
+        lambda: jp.current_mask(PARAMS, None), "the optimizer state", "None"),
+    "current_mask of other parameters": value(
+        lambda: jp.current_mask(MATRIX, KEPT.init(PARAMS)), "'dense/kernel'", "(8, 4)", "none"),
+    "current_mask of smaller parameters": value(
+        lambda: jp.current_mask({"dense": {"kernel": KERNEL[:2]}}, KEPT.init(PARAMS)),
+        "'dense/kernel'", "(8, 4)", "(2, 4)"),
+    "overlaps with parameters": kind(
+        lambda: jp.overlaps(MASK, PARAMS), "'dense/bias'", "float32"),
+    "overlaps of other trees": value(lambda: jp.overlaps(MASK, DRAWN), "one tree", "dense", "'w'"),
+    "overlaps of other shapes": value(
+        lambda: jp.overlaps(DRAWN, {"w": KERNEL > 0}), "'w'", "(8,)", "(8, 4)"),
+    "pack_mask of parameters": kind(lambda: jp.pack_mask(PARAMS), "'dense/bias'", "float32"),
+    "pack_mask of None": kind(lambda: jp.pack_mask(None), "the mask", "None"),
+    "unpack_mask, swapped": value(
+        lambda: jp.unpack_mask(jp.pack_mask(MASK), PARAMS), "which come first", "`pack_mask("),
+    "unpack_mask, a mask": kind(
+        lambda: jp.unpack_mask(PARAMS, MASK), "'dense/kernel'", "uint8", "bool"),
+    "unpack_mask of other parameters": value(
+        lambda: jp.unpack_mask({"w": KERNEL.T}, jp.pack_mask({"w": KERNEL > 0})),
+        "'w'", "(4, 1)", "(4, 8)", "(1, 4)"),
+    "unpack_mask of another tree": value(
+        lambda: jp.unpack_mask(PARAMS, jp.pack_mask(DRAWN)), "the packed mask", "structure"),
 }  # fmt: skip
 
 SAMPLING = {
