@@ -12,6 +12,7 @@ Learn what stays (ProbMask)     init_probabilities, relaxed_bernoulli, project_p
                                 best_sampled_mask, vrpge_gradient
 Find it in random weights       gumbel_mask, surrogate_gradient, signed_constant, rescale,
                                 inverse_density, project_logits
+Train sparse from the start     regrow, random_mask, erk_sparsities
 Learn an N:M pattern            init_pattern_logits, gumbel_pattern_mask, pattern_mask
 Press towards sparsity          add_hoyer_square, add_group_hoyer_square, add_penalty
 (DeepHoyer), then threshold     hoyer_square, group_hoyer_square, hoyer_ratio, l1, transformed_l1,
@@ -49,6 +50,7 @@ from jaxprune.methods.probmask import (
     vrpge_gradient,
 )
 from jaxprune.methods.pruning import keep_mask, keep_top_k
+from jaxprune.methods.regrowing import regrow
 from jaxprune.methods.schedules import annealed_temperature, cubic_sparsity
 from jaxprune.methods.straight_through import straight_through
 from jaxprune.networks.channels import ChannelGroups, Channels, channel_groups
@@ -64,6 +66,7 @@ from jaxprune.patterns.nm import nm_mask
 from jaxprune.patterns.packing import Packed24, pack_24, unpack_24
 from jaxprune.patterns.transposable import transposable_nm_mask, transposable_potentials
 from jaxprune.trees.budgets import budget_mask
+from jaxprune.trees.densities import erk_sparsities, random_mask
 from jaxprune.trees.masks import apply_mask, count, prunable, sparsity
 from jaxprune.trees.projections import projection_capped_simplex
 from jaxprune.trees.report import Layer, layers, problems, table
@@ -98,6 +101,7 @@ __all__ = [
     "count",
     "counter_bits",
     "cubic_sparsity",
+    "erk_sparsities",
     "group_hoyer_square",
     "group_lasso",
     "group_norms",
@@ -124,7 +128,9 @@ __all__ = [
     "projection_capped_simplex",
     "prunable",
     "prune_layers",
+    "random_mask",
     "reconstruct",
+    "regrow",
     "relaxed_bernoulli",
     "rescale",
     "shrink",
