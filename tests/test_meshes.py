@@ -65,6 +65,16 @@ def one_update(link):
     return function
 
 
+def regrown(params):
+    """What `one_update` gives, of an update that changes the mask."""
+    mask = jax.tree.map(lambda leaf: leaf > 0.5, params)
+    tx = jp.regrow(optax.trace(0.5), mask, every=1)
+    params = jp.apply_mask(params, mask)
+    state = tx.init(params)._replace(count=jnp.int32(1))
+    with jax.numpy_dtype_promotion("standard"):
+        return step(tx, params, state, jax.tree.map(jnp.sin, params))
+
+
 KEY = jax.random.key(0)
 SUM = math.prod(SHAPE)
 FUNCTIONS = {
@@ -87,6 +97,8 @@ FUNCTIONS = {
     "relaxed_bernoulli": lambda x: jp.relaxed_bernoulli(KEY, jax.tree.map(jnp.abs, x), 0.5),
     "inverse_density": lambda x: jp.inverse_density(jax.tree.map(lambda leaf: leaf > 0, x)),
     "init_probabilities": jp.init_probabilities,
+    "random_mask": lambda x: jp.random_mask(KEY, x, 0.75),
+    "regrow": regrown,
     "keep_top_k": one_update(jp.keep_top_k(0.75)),
     "keep_nm": one_update(jp.keep_nm(2, 4)),
     "keep_transposable_nm": one_update(jp.keep_transposable_nm(2, 4)),
