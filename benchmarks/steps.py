@@ -85,6 +85,7 @@ def cases(weights, task) -> dict[str, tuple[Callable, tuple]]:
         "straight_through, keep_sparse every 100": behind(top_k),
         "straight_through, keep_sparse 2:4 every 40": behind(nm),
         "straight_through, keep_sparse 2:4": behind(jp.keep_sparse("2:4", where=divides)),
+        "regrow every 100": step(jp.regrow(optax.adam(1e-3), mask), task, weights),
         "add_hoyer_square": before(jp.add_hoyer_square(1e-4)),
         "add_group_hoyer_square": before(jp.add_group_hoyer_square(1e-3)),
         "add_penalty(l1)": before(jp.add_penalty(jp.l1, 1e-5)),

@@ -13,6 +13,7 @@ Learn what stays (ProbMask)     init_probabilities, relaxed_bernoulli, project_p
                                 best_sampled_mask, vrpge_gradient
 Find it in random weights       gumbel_mask, surrogate_gradient, signed_constant, rescale,
                                 inverse_density, project_logits
+Train sparse from the start     regrow, random_mask, erk_sparsities
 Learn an N:M pattern            init_pattern_logits, gumbel_pattern_mask, pattern_mask
 Press towards sparsity          add_hoyer_square, add_group_hoyer_square, add_penalty
 (DeepHoyer), then threshold     hoyer_square, group_hoyer_square, hoyer_ratio, l1, transformed_l1,
@@ -49,6 +50,7 @@ from jaxprune.methods.probmask import (
     vrpge_gradient,
 )
 from jaxprune.methods.pruning import keep_mask, keep_sparse, prune_to
+from jaxprune.methods.regrowing import regrow
 from jaxprune.methods.schedules import annealed_temperature, cubic_sparsity
 from jaxprune.methods.scores import grasp_scores
 from jaxprune.methods.straight_through import straight_through
@@ -68,6 +70,7 @@ from jaxprune.patterns.targets import NM, Blocks
 from jaxprune.patterns.transposable import transposable_nm_mask, transposable_potentials
 from jaxprune.trees.bits import pack_mask, unpack_mask
 from jaxprune.trees.budgets import budget_mask
+from jaxprune.trees.densities import erk_sparsities, random_mask
 from jaxprune.trees.in_force import current_mask
 from jaxprune.trees.masks import apply_mask, count, prunable, sparsity
 from jaxprune.trees.overlap import Overlap, overlaps
@@ -109,6 +112,7 @@ __all__ = [
     "counter_bits",
     "cubic_sparsity",
     "current_mask",
+    "erk_sparsities",
     "grasp_scores",
     "group_hoyer_square",
     "group_lasso",
@@ -139,7 +143,9 @@ __all__ = [
     "prunable",
     "prune_layers",
     "prune_to",
+    "random_mask",
     "reconstruct",
+    "regrow",
     "relaxed_bernoulli",
     "rescale",
     "shrink",

@@ -69,6 +69,16 @@ def positive(tree):
     return jax.tree.map(lambda leaf: leaf > 0, tree)
 
 
+def regrown(params):
+    """What `one_update` gives, of an update that changes the mask."""
+    mask = jax.tree.map(lambda leaf: leaf > 0.5, params)
+    tx = jp.regrow(optax.trace(0.5), mask, every=1)
+    params = jp.apply_mask(params, mask)
+    state = tx.init(params)._replace(count=jnp.int32(1))
+    with jax.numpy_dtype_promotion("standard"):
+        return step(tx, params, state, jax.tree.map(jnp.sin, params))
+
+
 KEY = jax.random.key(0)
 SUM = math.prod(SHAPE)
 FUNCTIONS = {
@@ -89,6 +99,8 @@ FUNCTIONS = {
     "relaxed_bernoulli": lambda x: jp.relaxed_bernoulli(KEY, jax.tree.map(jnp.abs, x), 0.5),
     "inverse_density": lambda x: jp.inverse_density(positive(x)),
     "init_probabilities": jp.init_probabilities,
+    "random_mask": lambda x: jp.random_mask(KEY, x, 0.75),
+    "regrow": regrown,
     "pack_mask": lambda x: jp.pack_mask(positive(x)),
     "unpack_mask": lambda x: jp.unpack_mask(x, jp.pack_mask(positive(x))),
     "keep_sparse": one_update(jp.keep_sparse(0.75)),

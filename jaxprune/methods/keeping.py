@@ -86,7 +86,7 @@ def keep(
             gathered = score.follow(seen, grad, gathered)
 
         def look():
-            changed = _nonzero_where_pruned(params if zeroed is None else zeroed, state.mask)
+            changed = nonzero_where_pruned(params if zeroed is None else zeroed, state.mask)
             return state.problems | Problem.CHANGED * (changed & (count > 0)).astype(jnp.int32)
 
         def choose():
@@ -94,7 +94,7 @@ def keep(
                 return state.mask, look()
             chosen = scores.of(score, source, grad, gathered, state.mask)
             valid, make = choice(chosen, count)
-            nan = _has_nan(chosen)
+            nan = has_nan(chosen)
             found = Problem.BUDGET * (~valid).astype(jnp.int32)
             found = found | Problem.NAN * nan.astype(jnp.int32)
             # As a branch, not a selection: this one writes no second mask to memory.
@@ -127,7 +127,7 @@ def gradients(grad, score: Scored, params, mask):
     return None
 
 
-def _nonzero_where_pruned(params, mask) -> jax.Array:
+def nonzero_where_pruned(params, mask) -> jax.Array:
     """Whether any weight under `False` isn't zero."""
     stray = jax.tree.map(
         lambda p, keep: jnp.any((p != 0) & ~keep) if masks.is_boolean(keep) else None, params, mask
@@ -135,7 +135,7 @@ def _nonzero_where_pruned(params, mask) -> jax.Array:
     return jnp.any(jnp.stack(jax.tree.leaves(stray)))
 
 
-def _has_nan(params: chex.ArrayTree) -> jax.Array:
+def has_nan(params: chex.ArrayTree) -> jax.Array:
     """Whether a weight that can be pruned is NaN."""
     return jnp.any(jnp.stack([jnp.any(jnp.isnan(leaf)) for leaf in jax.tree.leaves(params)]))
 

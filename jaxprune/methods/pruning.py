@@ -79,7 +79,8 @@ def keep_sparse(
         scores. Gradients are what is passed as `tx.update(grads, opt_state, params, grad=grads)`;
         `straight_through` passes them by itself.
       scope: among which weights one fraction is chosen, "global" (the whole tree, exactly) or
-        "layer" (each leaf has that sparsity).
+        "layer" (each leaf has that sparsity). Give `erk_sparsities` as the sparsity for densities
+        that depend on the leaves' shapes.
       every: updates between two choices of the mask. Of a transposable pattern 40, as in the paper,
         costs below one percent of a ResNet-50's training.
       where: which leaves can be pruned, as for `prunable`; by default of a pattern those of two or

@@ -1,0 +1,211 @@
+"""Dynamic sparse training: some of the weights that are kept make room for others now and then.
+
+RigL and SET differ only in what grows, so one link does both. It stands round a whole optimizer, as
+`straight_through` does, for two reasons. The optimizer must see the gradients of kept weights
+alone, while the choice reads those of all; and what the optimizer has learnt of a weight (moments,
+averages, copies) must go when the weight goes. That is: whatever in its state mirrors the weight is
+set to what `init` would give it at zero, so that a weight which grows starts afresh.
+
+The number of kept weights is constant in each leaf, exactly: what grows is chosen by one selection
+of so many scores as were kept, with those that stay first.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxprune.methods import keeping, mirrors
+from jaxprune.trees import checks, masks, sampling, selection, wide
+from jaxprune.trees.report import Problem
+
+Scores = Callable[[chex.ArrayTree, chex.ArrayTree], chex.ArrayTree]
+
+
+class RegrowState(NamedTuple):
+    """`count`: updates so far; `mask`: the one in force; `problems`: see there; the optimizer's."""
+
+    count: jax.typing.ArrayLike
+    mask: chex.ArrayTree
+    problems: jax.typing.ArrayLike
+    inner_state: optax.OptState
+
+
+def regrow(
+    inner: optax.GradientTransformation,
+    mask: chex.ArrayTree,
+    *,
+    by: str | Scores = "gradient",
+    every: jax.typing.ArrayLike = 100,
+    fraction: optax.ScalarOrSchedule = 0.3,
+    key: chex.PRNGKey | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Trains sparse from the start: drops small weights and grows as many others (RigL, SET).
+
+    At updates `every`, 2 `every`, ... a fraction of the kept weights of each leaf is dropped, those
+    of least magnitude, and as many are grown among all that aren't kept then: what was just dropped
+    may stay, as in RigL's algorithm 1. A leaf keeps as many weights as its first mask, exactly.
+    Dropped weights are zero, and so are those that have just grown. What mirrors either of them in
+    the optimizer's state (moments, averages, copies of weights) is as `init` makes it for a weight
+    of zero. The optimizer gets the gradients of the kept weights, and zeros.
+
+    Here every update is a step of the optimizer; RigL makes none where the mask changes. So its
+    counts and schedules agree with the training loop. The weights that stay are stepped, by the
+    gradient that the choice reads.
+
+    Args:
+      inner: the whole optimizer, such as `optax.adamw(1e-3)`. Of accumulated gradients the choice
+        is better: `optax.MultiSteps` goes around the link, not inside.
+      mask: the first one, `None` where a leaf stays dense; such as `random_mask` with
+        `erk_sparsities`. The state holds a copy. Give parameters that it is applied to
+        (`apply_mask`), else the first gradients are those of dense ones.
+      by: what grows: "gradient", the largest gradients (RigL); "random" (SET); or the largest
+        scores of a function from parameters and gradients to a tree of them, where both have `None`
+        for leaves that stay dense.
+      every: updates between two changes of the mask.
+      fraction: how many of the kept weights to drop, in [0, 1]; a number or a schedule of the
+        link's own count. RigL's is `optax.cosine_decay_schedule(0.3, steps)`, with three quarters
+        of all steps: where it is 0 nothing is chosen. Where it is NaN or outside [0, 1], and where
+        a weight or score is NaN, the mask in force is kept, and `problems` says so.
+      key: for "random"; each change draws anew from it.
+
+    Returns:
+      A transformation that takes a whole chain's place; `update` hands on extra arguments. The mask
+      is found with `optax.tree.get(opt_state, "mask")`.
+
+    Raises:
+      TypeError: for an `inner` that is no transformation, a fraction that is neither a number nor a
+        schedule, an `every` that isn't whole, another kind of `by`, a missing key; in `init`, for a
+        mask that isn't boolean.
+      ValueError: for a fraction outside [0, 1], `every` < 1, an unknown word for `by`; in `init`,
+        if the mask doesn't fit; the message names the leaf.
+
+    Sources: Evci et al., "Rigging the lottery" (ICML 2020); Mocanu et al., "Scalable training of
+    artificial neural networks with adaptive sparse connectivity" (Nature Communications, 2018).
+
+    >>> import jax.numpy as jnp, optax
+    >>> import jaxprune as jp
+    >>> params, mask = {"w": jnp.array([1.0, 3.0, 0.0])}, {"w": jnp.array([True, True, False])}
+    >>> tx = jp.regrow(optax.sgd(0.1), mask, every=1, fraction=0.5)
+    >>> state = tx.init(params)
+    >>> for _ in range(3):
+    ...     updates, state = tx.update({"w": jnp.array([0.0, 0.0, -5.0])}, state, params)
+    ...     params = optax.apply_updates(params, updates)
+    ...     print(params["w"], optax.tree.get(state, "mask")["w"])
+    [1. 3. 0.] [ True  True False]
+    [0. 3. 0.] [False  True  True]
+    [0. 3. 0.5] [False  True  True]
+    """
+    if not isinstance(inner, optax.GradientTransformation):
+        raise TypeError(f"`inner` must be an optax transformation, got {checks.described(inner)}")
+    checks.fraction("the fraction", fraction, schedule=True)
+    if checks.known(every):
+        checks.integer("`every`", every, least=1)
+    scores_of = _growth(by, key)
+    inner = optax.with_extra_args_support(inner)
+
+    def init_fn(params):
+        masks.check_boolean(mask)
+        first = jax.tree.map(jnp.copy, masks.fit_mask(params, mask))
+        pruned = masks.apply_mask(params, first)
+        return RegrowState(jnp.int32(0), first, jnp.int32(0), inner.init(pruned))
+
+    def update_fn(updates, state, params=None, **extra_args):
+        params = keeping.needed(params)
+        share = jnp.asarray(fraction(state.count) if callable(fraction) else fraction, jnp.float32)
+        change = lambda: _change(state, params, updates, share, scores_of)
+        due = (state.count > 0) & (state.count % every == 0) & (share != 0)
+        wait = lambda: (state.mask, state.problems)
+        only_look = lambda: (state.mask, _look(state, params))
+        branch = jnp.where(due, 2, jnp.where(state.count == 1, 1, 0))
+        mask, problems = jax.lax.switch(branch, [wait, only_look, change])
+        gradients = masks.apply_mask(updates, state.mask)
+        updates, inner_state = inner.update(gradients, state.inner_state, params, **extra_args)
+        staying = jax.tree.map(jnp.logical_and, state.mask, mask)
+        inner_state = _at_rest(inner, inner_state, params, staying)
+        updates = keeping.pruned_updates(updates, params, staying)
+        count = optax.safe_increment(state.count)
+        return updates, RegrowState(count, mask, problems, inner_state)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _look(state: RegrowState, params: chex.ArrayTree) -> jax.Array:
+    """The problems so far, and whether pruned weights aren't zero any more."""
+    changed = keeping.nonzero_where_pruned(params, state.mask) & (state.count > 0)
+    return state.problems | Problem.CHANGED * changed.astype(jnp.int32)
+
+
+def _change(state: RegrowState, params, gradients, share, scores_of):
+    """The next mask, or the one in force if none can be chosen, and the problems."""
+    weights, gradients = _chosen(params, state.mask), _chosen(gradients, state.mask)
+    scores = scores_of(weights, gradients, state.count)
+    valid = (share >= 0) & (share <= 1)
+    nan = keeping.has_nan(weights) | keeping.has_nan(scores)
+    found = Problem.BUDGET * (~valid).astype(jnp.int32) | Problem.NAN * nan.astype(jnp.int32)
+    moved = lambda: jax.tree.map(
+        lambda weight, keep, score: _regrown(weight, keep, score, share),
+        weights, state.mask, scores,
+    )  # fmt: skip
+    mask = jax.lax.cond(valid & ~nan, moved, lambda: state.mask)
+    return mask, _look(state, params) | found
+
+
+def _growth(by, key):
+    """From weights, gradients and the link's count to scores: the largest grow."""
+    if by == "gradient":
+        return lambda weights, gradients, count: jax.tree.map(jnp.abs, gradients)
+    if by == "random":
+        if key is None:
+            raise TypeError('`by`="random" draws what grows: pass `key=jax.random.key(0)`')
+        checks.key(key)
+        draw = lambda key, leaf: sampling.open_uniform(leaf, key, sampling.counter_bits)
+        return lambda weights, gradients, count: sampling.map_with_keys(
+            draw, jax.random.fold_in(key, count), weights
+        )
+    if isinstance(by, str):
+        raise ValueError(f'`by` must be "gradient", "random" or a function, got {by!r}')
+    checks.function("`by`", by)
+    return lambda weights, gradients, count: _fitting(by(weights, gradients), weights)
+
+
+def _fitting(scores: chex.ArrayTree, weights: chex.ArrayTree) -> chex.ArrayTree:
+    """Scores of a user's function, if there is one for each weight."""
+    masks.leaves_like(weights, scores, "what `by` returns", "a function of parameters, gradients")
+    selection.check_scores(scores)
+
+    def check(path, weight, score):
+        if weight.shape != score.shape:
+            raise ValueError(
+                f"what `by` returns for leaf '{masks.path_name(path)}' must have the leaf's shape "
+                f"{weight.shape}, got {score.shape}"
+            )
+
+    jax.tree_util.tree_map_with_path(check, weights, scores)
+    return scores
+
+
+@wide.counts_in_64_bits
+def _regrown(weight, keep, score, fraction) -> jax.Array:
+    """The leaf's mask with that fraction dropped and as many grown."""
+    kept = wide.exact_sums([[keep]])[0, 0]
+    dropped = jnp.round(fraction * kept.astype(jnp.float32)).astype(jnp.uint64)
+    magnitudes = jnp.where(keep, jnp.abs(weight), -1.0)
+    stays = selection.keep_largest(magnitudes, kept - jnp.minimum(dropped, kept))
+    return selection.keep_largest(jnp.where(stays, jnp.inf, score), kept)
+
+
+def _at_rest(inner, inner_state, params, staying) -> optax.OptState:
+    """The state, as `init` makes it for a weight of zero where the weight doesn't stay."""
+    fresh = inner.init(masks.apply_mask(params, staying))
+    reset = lambda leaf, first, keep: (
+        leaf if keep is None else jnp.where(keep, leaf, first.astype(leaf.dtype))
+    )
+    return jax.tree.map(reset, inner_state, fresh, mirrors.mirrored(inner_state, params, staying))
+
+
+def _chosen(tree: chex.ArrayTree, mask: chex.ArrayTree) -> chex.ArrayTree:
+    return jax.tree.map(lambda x, keep: None if keep is None else x, tree, mask)
