@@ -75,7 +75,8 @@ def begun(
 ) -> Begun:
     """What training the phase takes; of the network the shapes suffice."""
     steps = Steps.of(phase, room.train.count, experiment)
-    optimizer = phase.links(network, experiment.sparsity, steps.total, room)
+    links = phase.links(network, experiment.sparsity, steps.total, room)
+    optimizer = optax.with_extra_args_support(links)
     feed = room.train.feed(phase.batch, order_key)
     programs = compiled(phase, optimizer, room, feed, steps)
 
@@ -131,7 +132,11 @@ class Programs(NamedTuple):
 
 
 def compiled(
-    phase: Any, optimizer: optax.GradientTransformation, room: Room, feed: data.Feed, steps: Steps
+    phase: Any,
+    optimizer: optax.GradientTransformationExtraArgs,
+    room: Room,
+    feed: data.Feed,
+    steps: Steps,
 ) -> Programs:
     """The programs of a phase."""
     one_step = functools.partial(_one_step, phase, optimizer, room, feed, steps)
@@ -160,7 +165,7 @@ def _one_step(phase, optimizer, room, feed, steps, payload: Tree, state: State) 
     loss_of = lambda weights, rest: room.loss(weights, rest, batch)
     progress = state.step / steps.total
     loss, rest, grads = phase.gradients(state.params, state.rest, loss_of, draw_key, progress)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params, grad=grads)
     params = optax.apply_updates(state.params, updates)
     state = State(params, rest, opt_state, state.key, state.step + 1, state.loss + loss)
     return room.devices.constrained(state)

@@ -29,6 +29,7 @@ _CLASSIFIERS = {
     "conv4": functools.partial(ConvNet, 4),
     "conv6": functools.partial(ConvNet, 6),
     "conv8": functools.partial(ConvNet, 8),
+    "resnet8": functools.partial(CifarResNet, 8, 16),
     "resnet20": functools.partial(CifarResNet, 20, 16),
     "resnet32": functools.partial(CifarResNet, 32, 32),
     "resnet56": functools.partial(CifarResNet, 56, 16),
@@ -53,7 +54,7 @@ def build(
     """Makes the classifier `name` for images of `image_shape` = (height, width, channels).
 
     Args:
-        name: 'lenet300100', 'lenet5', 'conv2', 'conv4', 'conv6', 'conv8', 'resnet20',
+        name: 'lenet300100', 'lenet5', 'conv2', 'conv4', 'conv6', 'conv8', 'resnet8', 'resnet20',
             'resnet32' (of doubled widths), 'resnet56', 'vgg19', 'resnet18' or 'resnet50'.
         classes: number of logits.
         image_shape: shape of one image, such as (32, 32, 3).

@@ -35,7 +35,7 @@ class Residual(nnx.Module):
 
 
 class CifarResNet(nnx.Module):
-    """ResNet-20, 32 or 56 for small images.
+    """ResNet-8, 20, 32 or 56 for small images.
 
     Three stages of (depth - 2) / 6 basic blocks with `width`, twice and four times as many
     channels; no layer has a bias. For CIFAR-10 ResNet-20 and 56 have 270,896 and 851,504 weights,

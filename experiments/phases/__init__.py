@@ -18,3 +18,5 @@ from experiments.phases.nm import TrainPattern as TrainPattern
 from experiments.phases.probmask import Search as Search
 from experiments.phases.removal import PruneChannels as PruneChannels
 from experiments.phases.removal import Shrink as Shrink
+from experiments.phases.sparse_training import PruneAtStart as PruneAtStart
+from experiments.phases.sparse_training import Regrow as Regrow
