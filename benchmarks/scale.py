@@ -54,12 +54,12 @@ Bounds: temporary {tenth} (transposable masks: 1), array 1, collective {small} b
 |---|---|---|---|---|---|---|---|
 """
 FOOT = """
-Not in the table: `count`, `layers`, `table` (they run what `sparsity` of a mask runs, and give
-Python numbers); `best_sampled_mask` (`bernoulli_mask`, then the user's score); `problems`,
-`cubic_sparsity`, `annealed_temperature`, `mask_count`, `smallest_n` (no arrays of a leaf's size);
-`pack_24`, `unpack_24`, `prune_layers` and `reconstruct` (one kernel at a time; these two run the
-user's model);
-`channel_cost`, `budget_mask` (numbers of groups), `channel_groups` (looks at shapes alone);
+Not in the table: `count`, `layers`, `table`, `overlaps` (they run what `sparsity` of a mask runs,
+and give Python numbers); `current_mask` (arrays that are there); `best_sampled_mask`
+(`bernoulli_mask`, then the user's score); `problems`, `cubic_sparsity`, `annealed_temperature`,
+`mask_count`, `smallest_n` (no arrays of a leaf's size); `pack_24`, `unpack_24`, `prune_layers` and
+`reconstruct` (one kernel at a time; these two run the user's model);
+`channel_cost`, `budget_mask` (numbers of groups); `channel_groups`, `leaf_flops` (look at shapes);
 `shrink`, `shrink_module` and `channel_times` (they run the user's model).
 """
 

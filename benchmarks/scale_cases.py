@@ -112,11 +112,9 @@ class Setting:
         )
 
     def packed(self):
-        """The mask at a bit a weight; last axes are those that it is packed along."""
-        pack = lambda x: self.array(
-            (*x.shape[:-1], x.shape[-1] // 8), *x.sharding.spec, dtype=jnp.uint8
-        )
-        return jax.tree.map(pack, self.mask)
+        """The mask at a bit a weight, sharded like the mask."""
+        place = lambda x, mask: self.array(x.shape, *mask.sharding.spec, dtype=x.dtype)
+        return jax.tree.map(place, jax.eval_shape(jp.pack_mask, self.mask), self.mask)
 
     def logits(self, transposable):
         """Of patterns, sharded like their kernels."""

@@ -1,10 +1,12 @@
 """Masks of a bit a weight, for checkpoints.
 
 Eight weights that follow each other along one axis share a byte, as `numpy.packbits` has them. The
-axis depends on the shape alone, so that what one mesh has packed another can unpack; it is the last
-one wherever that divides by 8, and then a shard of it that divides by 8 stays on its device.
+axis depends on the shape alone, so that what one mesh has packed another can unpack: a long one,
+whose shards are likely to divide by 8 and then stay on their devices, and not the last, along which
+a TPU would rearrange its tiles. `jnp.packbits` does turn the axis to the end.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -22,19 +24,19 @@ def pack_mask(mask: chex.ArrayTree) -> chex.ArrayTree:
       mask: tree of boolean arrays and `None`.
 
     Returns:
-      A tree like the mask, of uint8: `numpy.packbits` along the axis on which the fewest bits are
-      filled up with zeros, the last of these; of a scalar of shape (1,). Leaves stay sharded;
-      moved where the shards of that axis divide by 8. Works inside `jax.jit`.
+      A tree like the mask, of uint8: `numpy.packbits` along the axis on which the smallest part is
+        filled up with zeros, of these the longest one but the last axis; of a scalar of shape (1,).
+        Leaves stay sharded, and nothing is moved where shards of that axis divide by 8. Works
+        inside `jax.jit`.
 
     Raises:
       TypeError: for leaves that aren't boolean.
 
     >>> import jax.numpy as jnp
     >>> import jaxprune as jp
-    >>> mask = {"w": jnp.arange(16).reshape(2, 8) % 3 == 0, "b": None}
+    >>> mask = {"w": jnp.arange(16).reshape(8, 2) % 3 == 0, "b": None}
     >>> jp.pack_mask(mask)
-    {'b': None, 'w': Array([[146],
-           [ 73]], dtype=uint8)}
+    {'b': None, 'w': Array([[146,  73]], dtype=uint8)}
     """
     masks.check_boolean(mask)
     return jax.tree.map(_packed, mask)
@@ -68,9 +70,13 @@ def unpack_mask(params: chex.ArrayTree, packed: chex.ArrayTree) -> chex.ArrayTre
 
 
 def _axis(shape: tuple[int, ...]) -> int | None:
-    """The axis whose last byte wastes the smallest part, the last of these; of a scalar none."""
-    waste = lambda axis: (-shape[axis] % 8) / max(shape[axis], 1)
-    return min(reversed(range(len(shape))), key=waste, default=None)
+    """The axis whose last byte wastes the smallest part; of these the longest but the last axis."""
+
+    def badness(axis):
+        size = shape[axis]
+        return (-size % 8) / max(size, 1), axis == len(shape) - 1, -size
+
+    return min(reversed(range(len(shape))), key=badness, default=None)
 
 
 def _packed_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -81,8 +87,7 @@ def _packed_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _packed(keep: jax.Array) -> jax.Array:
-    pack = lambda keep: jnp.packbits(keep, axis=_axis(keep.shape))
-    return _placed(pack, keep, _packed_shape(keep.shape))(keep)
+    return _placed(_pack, keep, _packed_shape(keep.shape))(keep)
 
 
 def _unpacked(path, leaf, packed: jax.Array | None) -> jax.Array | None:
@@ -90,15 +95,37 @@ def _unpacked(path, leaf, packed: jax.Array | None) -> jax.Array | None:
         return None
     shape = jnp.shape(leaf)
     _check(path, shape, packed)
+    return _placed(functools.partial(_unpack, shape=shape), packed, shape)(packed)
+
+
+@jax.jit
+def _pack(keep: jax.Array) -> jax.Array:
+    axis = _axis(keep.shape)
+    if axis is None:
+        return _pack(keep.reshape(1))
+    padding = [(0, -size % 8 if i == axis else 0, 0) for i, size in enumerate(keep.shape)]
+    bits = jax.lax.pad(keep.astype(jnp.uint8), jnp.uint8(0), padding)
+    *before, size = bits.shape[: axis + 1]
+    bits = bits.reshape(*before, size // 8, 8, *bits.shape[axis + 1 :])
+    return jnp.sum(bits << _shifts(bits.ndim, axis + 1), axis + 1, dtype=jnp.uint8)
+
+
+@functools.partial(jax.jit, static_argnames="shape")
+def _unpack(packed: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     axis = _axis(shape)
+    if axis is None:
+        return _unpack(packed, (1,)).reshape(())
+    octets = jnp.expand_dims(packed, axis + 1)
+    bits = (octets >> _shifts(octets.ndim, axis + 1)) & 1 != 0
+    padded = (*shape[:axis], 8 * packed.shape[axis], *shape[axis + 1 :])
+    return jax.lax.slice_in_dim(bits.reshape(padded), 0, shape[axis], axis=axis)
 
-    def unpack(packed):
-        if 0 in shape:  # where `jnp.unpackbits` divides by zero
-            return jnp.zeros(shape, bool)
-        count = 1 if axis is None else shape[axis]
-        return jnp.unpackbits(packed, axis=axis, count=count).astype(bool).reshape(shape)
 
-    return _placed(unpack, packed, shape)(packed)
+def _shifts(rank: int, axis: int) -> jax.Array:
+    """Where the bits of a byte lie, along an axis: the first one is the highest."""
+    return 7 - jax.lax.broadcasted_iota(
+        jnp.uint8, [8 if i == axis else 1 for i in range(rank)], axis
+    )
 
 
 def _check(path, shape: tuple[int, ...], packed: jax.Array) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import chex
 import jax
+import jax.numpy as jnp
 import optax
 
 from jaxprune.trees import checks, masks
@@ -26,7 +27,8 @@ def current_mask(params: chex.ArrayTree, opt_state: optax.OptState) -> chex.Arra
 
     Returns:
       A mask like `params`, `None` for leaves that no link prunes. Where several links prune a leaf,
-      it keeps what all of them keep. Inside `jax.jit` too.
+      it keeps what all of them keep. Inside `jax.jit` too. Arrays may be the state's own, which go
+      when the state is donated: copy or pack a mask that is to outlive the next step.
 
     Raises:
       TypeError: for what is no tree of arrays.
@@ -52,7 +54,8 @@ def current_mask(params: chex.ArrayTree, opt_state: optax.OptState) -> chex.Arra
     """
     checks.tree("the parameters", params)
     found = by_path(opt_state)
-    shapes = {path: leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    shapes = {path: jnp.shape(leaf) for path, leaf in leaves}
     for path, keep in found.items():
         if shapes.get(path) != keep.shape:
             raise ValueError(

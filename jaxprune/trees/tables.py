@@ -10,7 +10,7 @@ from typing import Any
 import chex
 import jax
 
-from jaxprune.trees import in_force, masks, report
+from jaxprune.trees import checks, in_force, masks, report
 from jaxprune.trees.report import Layer
 
 Columns = dict[str, list[int]]  # a number for each layer, and the last for all other leaves
@@ -36,7 +36,7 @@ def table(
     others. Weights are counted among those that can be pruned.
 
     Raises:
-      TypeError: for leaves of a mask that aren't boolean.
+      TypeError: for leaves of a mask that aren't boolean, or `params` that are no tree of arrays.
       ValueError: for `params` or `flops` without a leaf of the mask; the message names it.
 
     >>> import jax.numpy as jnp
@@ -57,6 +57,7 @@ def table(
     rows, notes = _shown(tree)
     columns: Columns = {}
     if params is not None:
+        checks.tree("`params`", params)
         dense = {path: leaf.size * leaf.dtype.itemsize for path, leaf in _named(params).items()}
         columns |= _columns("params", "bytes", dense, rows, lambda size: -(-size // 8))
     if flops is not None:

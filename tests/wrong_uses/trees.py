@@ -65,6 +65,8 @@ MASKS = {
     "table of parameters": kind(lambda: jp.table(PARAMS), "'dense/bias'", "float32"),
     "table, bytes of other parameters": value(
         lambda: jp.table(MASK, params=MATRIX), "`params`", "'dense/kernel'", "['w']"),
+    "table, a number of parameters": kind(
+        lambda: jp.table(MASK, params=36), "`params`", "tree of arrays", "36"),
     "table, operations by position": kind(lambda: jp.table(MASK, PARAMS), "positional"),
     "table, one number of operations": value(
         lambda: jp.table(MASK, flops=640), "`flops`", "'dense/kernel'"),
