@@ -79,9 +79,9 @@ class Reference:
         self.weight, self.mu, self.nu = (np.where(both, x, 0) for x in (moved, self.mu, self.nu))
 
 
-def least_gradients(params, gradients):
-    del params
-    return jax.tree.map(lambda g: -jnp.abs(g), gradients)
+def least_gradients(weight, gradient):
+    del weight
+    return -jnp.abs(gradient)
 
 
 @pytest.mark.parametrize("by", ["gradient", least_gradients], ids=["gradient", "function"])
