@@ -4,7 +4,7 @@ Which weights can be pruned?    prunable
 How sparse is it?               sparsity, count, layers, table, problems
 Zero what a mask prunes         apply_mask, keep_mask
 Keep pruned weights alive       straight_through
-Choose what stays               top_k_mask, keep_top_k
+Choose what stays               top_k_mask, keep_top_k, keep_above
 Choose by pattern               nm_mask, transposable_nm_mask, transposable_potentials,
                                 keep_nm, keep_transposable_nm, mask_count, smallest_n
 Prune what is trained, by data  prune_layers, reconstruct
@@ -13,12 +13,14 @@ Learn what stays (ProbMask)     init_probabilities, relaxed_bernoulli, project_p
 Find it in random weights       gumbel_mask, surrogate_gradient, signed_constant, rescale,
                                 inverse_density, project_logits
 Train sparse from the start     regrow, random_mask, erk_sparsities
+Train thresholds, too           init_thresholds, above_thresholds, reset_thresholds
 Learn an N:M pattern            init_pattern_logits, gumbel_pattern_mask, pattern_mask
 Press towards sparsity          add_hoyer_square, add_group_hoyer_square, add_penalty
 (DeepHoyer), then threshold     hoyer_square, group_hoyer_square, hoyer_ratio, l1, transformed_l1,
                                 group_lasso, threshold_mask, trimming_point, group_norms
 Constrain and sample            projection_capped_simplex, bernoulli_mask, counter_bits
-Change it over time             cubic_sparsity, annealed_temperature
+Change it over time             cubic_sparsity, alternating_sparsity, ramped_threshold,
+                                annealed_temperature
 Make the network smaller        channel_groups, channel_norms, channel_mask, shrink,
                                 shrink_module
 Stay within FLOPs or time       channel_cost, channel_times, budget_mask
@@ -49,10 +51,20 @@ from jaxprune.methods.probmask import (
     project_probabilities,
     vrpge_gradient,
 )
-from jaxprune.methods.pruning import keep_mask, keep_top_k
+from jaxprune.methods.pruning import keep_above, keep_mask, keep_top_k
 from jaxprune.methods.regrowing import regrow
-from jaxprune.methods.schedules import annealed_temperature, cubic_sparsity
+from jaxprune.methods.schedules import (
+    alternating_sparsity,
+    annealed_temperature,
+    cubic_sparsity,
+    ramped_threshold,
+)
 from jaxprune.methods.straight_through import straight_through
+from jaxprune.methods.trainable_thresholds import (
+    above_thresholds,
+    init_thresholds,
+    reset_thresholds,
+)
 from jaxprune.networks.channels import ChannelGroups, Channels, channel_groups
 from jaxprune.networks.group_trees import channel_cost, channel_mask, channel_norms
 from jaxprune.networks.modules import shrink_module
@@ -85,9 +97,11 @@ __all__ = [
     "Layer",
     "Packed24",
     "Shrunk",
+    "above_thresholds",
     "add_group_hoyer_square",
     "add_hoyer_square",
     "add_penalty",
+    "alternating_sparsity",
     "annealed_temperature",
     "apply_mask",
     "bernoulli_mask",
@@ -111,7 +125,9 @@ __all__ = [
     "hoyer_square",
     "init_pattern_logits",
     "init_probabilities",
+    "init_thresholds",
     "inverse_density",
+    "keep_above",
     "keep_mask",
     "keep_nm",
     "keep_top_k",
@@ -128,11 +144,13 @@ __all__ = [
     "projection_capped_simplex",
     "prunable",
     "prune_layers",
+    "ramped_threshold",
     "random_mask",
     "reconstruct",
     "regrow",
     "relaxed_bernoulli",
     "rescale",
+    "reset_thresholds",
     "shrink",
     "shrink_module",
     "signed_constant",

@@ -36,6 +36,32 @@ ROWS = {
         lambda: first_update(jp.keep_top_k(0.9), PARAMS), "tx.update(grads, opt_state, params)"),
     "keep_top_k, nothing to prune": value(
         lambda: jp.keep_top_k(0.9).init({"bias": jnp.ones(3)}), "no leaf", "['bias']", "`where`"),
+    "keep_above of text": kind(lambda: jp.keep_above("0.1"), "threshold", "'0.1'"),
+    "keep_above below 0": value(lambda: jp.keep_above({"w": -1.0}), "leaf 'w'", "-1.0"),
+    "keep_above of another tree": value(
+        lambda: jp.keep_above({"w": 1.0}).init(PARAMS), "the tree of thresholds", "structure"),
+    "keep_above of a tree and where": value(
+        lambda: jp.keep_above({"w": 1.0}, where="w"), "`where`", "None"),
+    "regrow, swapped": kind(lambda: jp.regrow(MASK, optax.sgd(0.1)), "`inner`", "dict"),
+    "regrow, fraction 30": value(
+        lambda: jp.regrow(optax.sgd(0.1), MASK, fraction=30), "fraction", "[0, 1]", "30"),
+    "regrow, every 0": value(
+        lambda: jp.regrow(optax.sgd(0.1), MASK, every=0), "`every`", "at least 1"),
+    "regrow by an unknown word": value(
+        lambda: jp.regrow(optax.sgd(0.1), MASK, by="rigl"), "gradient", "random", "'rigl'"),
+    "regrow by a number": kind(
+        lambda: jp.regrow(optax.sgd(0.1), MASK, by=1.0), "`by`", "function", "1.0"),
+    "regrow at random without a key": kind(
+        lambda: jp.regrow(optax.sgd(0.1), MASK, by="random"), "key=jax.random.key(0)"),
+    "regrow, a mask of floats": kind(
+        lambda: jp.regrow(optax.sgd(0.1), PARAMS).init(PARAMS), "'dense/bias'", "boolean"),
+    "regrow, missing params": value(
+        lambda: first_update(jp.regrow(optax.sgd(0.1), MASK), PARAMS),
+        "tx.update(grads, opt_state, params)"),
+    "regrow by scores of another shape": value(
+        lambda: first_update(
+            jp.regrow(optax.sgd(0.1), MASK, by=lambda w, g: w[0]), PARAMS, PARAMS, PARAMS),
+        "(8, 4)", "(4,)"),
     "keep_nm, n above m": value(lambda: jp.keep_nm(4, 2), "n <= m", "n = 4", "m = 2"),
     "keep_nm, a float": kind(lambda: jp.keep_nm(2.0, 4), "whole number", "2.0"),
     "keep_nm, text": kind(lambda: jp.keep_nm("2", "4"), "whole number", "'2'"),
