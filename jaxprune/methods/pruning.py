@@ -1,5 +1,7 @@
 """Links that prune the parameters they update: to a given mask, a global budget, a threshold."""
 
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -91,7 +93,7 @@ def keep_top_k(
 
 
 def keep_above(
-    threshold: optax.ScalarOrSchedule | chex.ArrayTree,
+    threshold: Any,
     *,
     every: int = 100,
     where: masks.Where | None = None,

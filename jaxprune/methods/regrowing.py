@@ -12,7 +12,7 @@ of so many scores as were kept, with those that stay first.
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -135,13 +135,13 @@ def regrow(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _look(state: RegrowState, params: chex.ArrayTree) -> jax.Array:
+def _look(state, params) -> jax.Array:
     """The problems so far, and whether pruned weights aren't zero any more."""
     changed = keeping.nonzero_where_pruned(params, state.mask) & (state.count > 0)
     return state.problems | Problem.CHANGED * changed.astype(jnp.int32)
 
 
-def _change(state: RegrowState, params, gradients, share, score_of):
+def _change(state, params, gradients, share, score_of):
     """The next mask, and the problems; where no mask can be chosen, the one in force."""
     weights, gradients = _chosen(params, state.mask), _chosen(gradients, state.mask)
     valid = (share >= 0) & (share <= 1)
@@ -197,12 +197,12 @@ def _fitting(score: jax.Array, weight: jax.Array) -> jax.Array:
 
 
 @wide.counts_in_64_bits
-def _regrown(score_of, keep, weight, gradient, share) -> jax.Array:
+def _regrown(score_of, keep, weight, gradient, share) -> chex.ArrayTree:
     """The leaf's mask with that share dropped and as many grown."""
     kept = wide.exact_sums([[keep]])[0, 0]
     dropped = jnp.round(share * kept.astype(jnp.float32)).astype(jnp.uint64)
     magnitudes = jnp.where(keep, jnp.abs(weight), -1.0)
-    stays = selection.keep_largest(magnitudes, kept - jnp.minimum(dropped, kept))
+    stays: Any = selection.keep_largest(magnitudes, kept - jnp.minimum(dropped, kept))
     return selection.keep_largest(jnp.where(stays, jnp.inf, score_of(weight, gradient)), kept)
 
 
