@@ -152,10 +152,10 @@ def _change(state, params, gradients, share, score_of):
 
     def of_leaf(place, keep, weight, gradient, nan):
         # A branch for each leaf: what one choice needs in memory is free again for the next.
-        regrown = functools.partial(_regrown, functools.partial(score_of, state.count, place))
-        as_before = lambda keep, *_: keep
-        leaf = keep, weight, gradient, share
-        return jax.lax.cond(valid & ~nan, regrown, as_before, *leaf)
+        score = functools.partial(score_of, state.count, place)
+        regrown = lambda keep, w, g: _regrown(keep, w, score(w, g), share)
+        as_before = lambda keep, w, g: keep
+        return jax.lax.cond(valid & ~nan, regrown, as_before, keep, weight, gradient)
 
     mask = jax.tree.map(of_leaf, places, state.mask, weights, gradients, nans)
     nan = jnp.any(jnp.stack(jax.tree.leaves(nans)))
@@ -193,17 +193,17 @@ def _fitting(score: jax.Array, weight: jax.Array) -> jax.Array:
             f"what `by` returns for a leaf must have its shape {weight.shape}, got "
             f"{checks.described(score)}"
         )
-    return score
+    return score if masks.is_floating(score) else score.astype(jnp.float32)
 
 
 @wide.counts_in_64_bits
-def _regrown(score_of, keep, weight, gradient, share) -> chex.ArrayTree:
+def _regrown(keep, weight, score, share) -> chex.ArrayTree:
     """The leaf's mask with that share dropped and as many grown."""
     kept = wide.exact_sums([[keep]])[0, 0]
     dropped = jnp.round(share * kept.astype(jnp.float32)).astype(jnp.uint64)
     magnitudes = jnp.where(keep, jnp.abs(weight), -1.0)
     stays: Any = selection.keep_largest(magnitudes, kept - jnp.minimum(dropped, kept))
-    return selection.keep_largest(jnp.where(stays, jnp.inf, score_of(weight, gradient)), kept)
+    return selection.keep_largest(jnp.where(stays, jnp.inf, score), kept)
 
 
 def _at_rest(inner, inner_state, params, staying) -> optax.OptState:
