@@ -5,6 +5,7 @@ arguments. Leaves are stacked over layers and sharded as language models have th
 all (without any sharding: a model that fits a chip).
 """
 
+import copy
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -80,6 +81,12 @@ class Setting:
         self.mask = self.kept | {"scale": None}
         self.probs = self.like(self.kernels, jnp.float32)
         self.key = self.array((2,), dtype=jnp.uint32)
+
+    def with_mask(self, mask):
+        """The same trees with another mask."""
+        other = copy.copy(self)
+        other.mask = mask
+        return other
 
     def array(self, shape, *partition, dtype=jnp.float32):
         """An abstract array on the mesh."""
@@ -229,6 +236,7 @@ FUNCTIONS: dict[str, Case] = {
     "init_probabilities": lambda s: (jp.init_probabilities, (s.params,)),
     **drawn("bernoulli_mask", jp.bernoulli_mask, gradient=False),
     **drawn("relaxed_bernoulli", relaxed),
+    "random_mask": lambda s: (lambda key, p: jp.random_mask(key, p, 0.9), (s.key, s.params)),
     **drawn("gumbel_mask", jp.gumbel_mask),
     "surrogate_gradient": lambda s: (jp.surrogate_gradient, (s.kept, s.probs)),
     "vrpge_gradient": lambda s: (jp.vrpge_gradient, (s.probs, [s.kept, s.kept], s.array((2,)))),
@@ -268,6 +276,9 @@ LINKS = {
     "keep_mask": Link(lambda s: jp.keep_mask(s.mask)),
     "keep_sparse": Link(lambda s: jp.keep_sparse(0.9)),
     "keep_sparse, every 100, scheduled": Link(lambda s: jp.keep_sparse(rising, every=100)),
+    "keep_sparse of Above, scheduled": Link(
+        lambda s: jp.keep_sparse(jp.Above(jp.ramped_threshold(0.1, 0, 9, 99)), every=100)
+    ),
     "keep_sparse 2:4": Link(lambda s: jp.keep_sparse("2:4")),
     "keep_sparse 2:4, every 40": Link(lambda s: jp.keep_sparse("2:4", every=40)),
     "keep_sparse 2:4, outputs, scheduled": Link(
@@ -306,6 +317,8 @@ def with_link(
     """The optimizer with the link of this name, and the abstract tree that it updates."""
     if name == "no link":
         return optimizer, s.params
+    if name == "regrow":
+        return jp.regrow(optimizer, s.mask), s.params
     if name.startswith("straight_through of "):
         link = LINKS[name.removeprefix("straight_through of ")]
         return jp.straight_through(optimizer, link.make(s), decay=2e-4), s.params
@@ -319,13 +332,11 @@ def step_with(name: str) -> Case:
 
     def case(s):
         tx, params = with_link(name, s, optax.adam(1e-3))
-        # Its mask is an argument, since an abstract one can't be copied.
-        of_mask = lambda params, mask: jp.keep_mask(mask).init(params)
-        state = (
-            (jax.eval_shape(optax.adam(1e-3).init, params), jax.eval_shape(of_mask, params, s.mask))
-            if name == "keep_mask"
-            else jax.eval_shape(tx.init, params)
+        # A given mask is an argument of `init`, since an abstract one can't be copied.
+        of_mask = lambda params, mask: with_link(name, s.with_mask(mask), optax.adam(1e-3))[0].init(
+            params
         )
+        state = jax.eval_shape(of_mask, params, s.mask)
 
         def step(params, state, grads):
             # As a backward pass leaves them, or else XLA would fuse what made them.
@@ -348,7 +359,7 @@ def init_of(name: str) -> Case:
     return case
 
 
-NAMES = ["no link", *LINKS, *(f"straight_through of {name}" for name in STRAIGHT)]
+NAMES = ["no link", *LINKS, "regrow", *(f"straight_through of {name}" for name in STRAIGHT)]
 
 
 def of_channels(function: Callable) -> Case:

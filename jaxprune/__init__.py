@@ -5,7 +5,7 @@ How sparse is it?               sparsity, count, layers, table, problems, leaf_f
 Which mask is in force?         current_mask, overlaps, pack_mask, unpack_mask
 Zero what a mask prunes         apply_mask, keep_mask
 Keep pruned weights alive       straight_through
-Prune at once, or in training   prune_to, keep_sparse, NM, Blocks, grasp_scores
+Prune at once, or in training   prune_to, keep_sparse, NM, Blocks, Above, grasp_scores
 Choose what stays               top_k_mask, nm_mask, transposable_nm_mask,
                                 transposable_potentials, mask_count, smallest_n
 Prune what is trained, by data  prune_layers, reconstruct
@@ -14,12 +14,14 @@ Learn what stays (ProbMask)     init_probabilities, relaxed_bernoulli, project_p
 Find it in random weights       gumbel_mask, surrogate_gradient, signed_constant, rescale,
                                 inverse_density, project_logits
 Train sparse from the start     regrow, random_mask, erk_sparsities
+Train thresholds, too           init_thresholds, above_thresholds, reset_thresholds
 Learn an N:M pattern            init_pattern_logits, gumbel_pattern_mask, pattern_mask
 Press towards sparsity          add_hoyer_square, add_group_hoyer_square, add_penalty
 (DeepHoyer), then threshold     hoyer_square, group_hoyer_square, hoyer_ratio, l1, transformed_l1,
                                 group_lasso, threshold_mask, trimming_point, group_norms
 Constrain and sample            projection_capped_simplex, bernoulli_mask, counter_bits
-Change it over time             cubic_sparsity, annealed_temperature
+Change it over time             cubic_sparsity, alternating_sparsity, ramped_threshold,
+                                annealed_temperature
 Make the network smaller        channel_groups, channel_norms, channel_mask, shrink,
                                 shrink_module
 Stay within FLOPs or time       channel_cost, channel_times, budget_mask
@@ -51,9 +53,19 @@ from jaxprune.methods.probmask import (
 )
 from jaxprune.methods.pruning import keep_mask, keep_sparse, prune_to
 from jaxprune.methods.regrowing import regrow
-from jaxprune.methods.schedules import annealed_temperature, cubic_sparsity
+from jaxprune.methods.schedules import (
+    alternating_sparsity,
+    annealed_temperature,
+    cubic_sparsity,
+    ramped_threshold,
+)
 from jaxprune.methods.scores import grasp_scores
 from jaxprune.methods.straight_through import straight_through
+from jaxprune.methods.trainable_thresholds import (
+    above_thresholds,
+    init_thresholds,
+    reset_thresholds,
+)
 from jaxprune.networks.channels import ChannelGroups, Channels, channel_groups
 from jaxprune.networks.flops import inner_layers, leaf_flops
 from jaxprune.networks.group_trees import channel_cost, channel_mask, channel_norms
@@ -66,7 +78,7 @@ from jaxprune.patterns.counting import mask_count, smallest_n
 from jaxprune.patterns.groups import group_norms
 from jaxprune.patterns.nm import nm_mask
 from jaxprune.patterns.packing import Packed24, pack_24, unpack_24
-from jaxprune.patterns.targets import NM, Blocks
+from jaxprune.patterns.targets import NM, Above, Blocks
 from jaxprune.patterns.transposable import transposable_nm_mask, transposable_potentials
 from jaxprune.trees.bits import pack_mask, unpack_mask
 from jaxprune.trees.budgets import budget_mask
@@ -88,6 +100,7 @@ from jaxprune.trees.tables import table
 
 __all__ = [
     "NM",
+    "Above",
     "Blocks",
     "ChannelGroups",
     "Channels",
@@ -95,9 +108,11 @@ __all__ = [
     "Overlap",
     "Packed24",
     "Shrunk",
+    "above_thresholds",
     "add_group_hoyer_square",
     "add_hoyer_square",
     "add_penalty",
+    "alternating_sparsity",
     "annealed_temperature",
     "apply_mask",
     "bernoulli_mask",
@@ -123,6 +138,7 @@ __all__ = [
     "hoyer_square",
     "init_pattern_logits",
     "init_probabilities",
+    "init_thresholds",
     "inner_layers",
     "inverse_density",
     "keep_mask",
@@ -143,11 +159,13 @@ __all__ = [
     "prunable",
     "prune_layers",
     "prune_to",
+    "ramped_threshold",
     "random_mask",
     "reconstruct",
     "regrow",
     "relaxed_bernoulli",
     "rescale",
+    "reset_thresholds",
     "shrink",
     "shrink_module",
     "signed_constant",

@@ -14,7 +14,7 @@ import optax
 from jaxprune.methods import keeping, scores
 from jaxprune.methods.scores import Score
 from jaxprune.patterns import targets
-from jaxprune.patterns.targets import NM, Blocks
+from jaxprune.patterns.targets import NM, Above, Blocks
 from jaxprune.trees import checks, masks, selection
 
 _SCOPES = ("global", "layer")
@@ -53,7 +53,7 @@ def keep_mask(mask: chex.ArrayTree) -> optax.GradientTransformation:
 
 
 def keep_sparse(
-    sparsity: float | optax.Schedule | str | NM | Blocks | chex.ArrayTree,
+    sparsity: float | optax.Schedule | str | NM | Blocks | Above | chex.ArrayTree,
     *,
     score: Score = "magnitude",
     scope: str = "global",
@@ -70,9 +70,9 @@ def keep_sparse(
       sparsity: what is pruned. A fraction of zeros in [0, 1], or a schedule of it by the link's own
         count: n (1 - sparsity), rounded, of n weights are kept, exactly for a Python number; a
         schedule gives a float32. Or a pattern: "2:4" for 2 kept of every 4 inputs, `NM` with more
-        to choose, `Blocks` for blocks and channels. Or a tree like the parameters of any of these,
-        None where a leaf stays dense. Where a schedule is NaN or out of range, and where a score is
-        NaN, the mask in force is kept, and `problems` says so.
+        to choose, `Blocks` for blocks and channels, `Above` for a threshold. Or a tree like the
+        parameters of any of these, None where a leaf stays dense. Where a schedule is NaN or out of
+        range, and where a score is NaN, the mask in force is kept, and `problems` says so.
       score: what the largest stay of. "magnitude": |w|. "saliency": |w g|. "movement": the sum of
         -w g over all updates so far. "random": always the same random order. Or a tree of scores;
         or a function of (parameters, gradients), both with None for leaves that stay dense, to
@@ -123,7 +123,7 @@ def keep_sparse(
 
 def prune_to(
     params: chex.ArrayTree,
-    sparsity: float | str | NM | Blocks | chex.ArrayTree,
+    sparsity: float | str | NM | Blocks | Above | chex.ArrayTree,
     *,
     score: Score = "magnitude",
     scope: str = "global",

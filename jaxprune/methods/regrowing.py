@@ -10,8 +10,9 @@ The number of kept weights is constant in each leaf, exactly: what grows is chos
 of so many scores as were kept, with those that stay first.
 """
 
+import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -22,7 +23,7 @@ from jaxprune.methods import keeping, mirrors
 from jaxprune.trees import checks, masks, sampling, selection, wide
 from jaxprune.trees.report import Problem
 
-Scores = Callable[[chex.ArrayTree, chex.ArrayTree], chex.ArrayTree]
+Score = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 class RegrowState(NamedTuple):
@@ -38,7 +39,7 @@ def regrow(
     inner: optax.GradientTransformation,
     mask: chex.ArrayTree,
     *,
-    by: str | Scores = "gradient",
+    by: str | Score = "gradient",
     every: jax.typing.ArrayLike = 100,
     fraction: optax.ScalarOrSchedule = 0.3,
     key: chex.PRNGKey | None = None,
@@ -63,13 +64,13 @@ def regrow(
         `erk_sparsities`. The state holds a copy. Give parameters that it is applied to
         (`apply_mask`), else the first gradients are those of dense ones.
       by: what grows: "gradient", the largest gradients (RigL); "random" (SET); or the largest
-        scores of a function from parameters and gradients to a tree of them, where both have `None`
-        for leaves that stay dense.
+        scores of a function from a leaf's weights and gradients to scores of its shape.
       every: updates between two changes of the mask.
       fraction: how many of the kept weights to drop, in [0, 1]; a number or a schedule of the
         link's own count. RigL's is `optax.cosine_decay_schedule(0.3, steps)`, with three quarters
-        of all steps: where it is 0 nothing is chosen. Where it is NaN or outside [0, 1], and where
-        a weight or score is NaN, the mask in force is kept, and `problems` says so.
+        of all steps: where it is 0 nothing is chosen. Where it is NaN or outside [0, 1], and in
+        leaves with a NaN among weights or gradients, the mask in force is kept, and `problems` says
+        so.
       key: for "random"; each change draws anew from it.
 
     Returns:
@@ -104,7 +105,7 @@ def regrow(
     checks.fraction("the fraction", fraction, schedule=True)
     if checks.known(every):
         checks.integer("`every`", every, least=1)
-    scores_of = _growth(by, key)
+    score_of = _growth(by, key)
     inner = optax.with_extra_args_support(inner)
 
     def init_fn(params):
@@ -116,16 +117,17 @@ def regrow(
     def update_fn(updates, state, params=None, **extra_args):
         params = keeping.needed(params)
         share = jnp.asarray(fraction(state.count) if callable(fraction) else fraction, jnp.float32)
-        change = lambda: _change(state, params, updates, share, scores_of)
+        change = lambda: _change(state, params, updates, share, score_of)
         due = (state.count > 0) & (state.count % every == 0) & (share != 0)
         wait = lambda: (state.mask, state.problems)
         only_look = lambda: (state.mask, _look(state, params))
         branch = jnp.where(due, 2, jnp.where(state.count == 1, 1, 0))
         mask, problems = jax.lax.switch(branch, [wait, only_look, change])
-        gradients = masks.apply_mask(updates, state.mask)
-        updates, inner_state = inner.update(gradients, state.inner_state, params, **extra_args)
         staying = jax.tree.map(jnp.logical_and, state.mask, mask)
-        inner_state = _at_rest(inner, inner_state, params, staying)
+        gradients, kept = (masks.apply_mask(tree, staying) for tree in (updates, params))
+        # Before the optimizer's step: after it, its moments would be worked out twice.
+        inner_state = _at_rest(inner, state.inner_state, kept, staying)
+        updates, inner_state = inner.update(gradients, inner_state, kept, **extra_args)
         updates = keeping.pruned_updates(updates, params, staying)
         count = optax.safe_increment(state.count)
         return updates, RegrowState(count, mask, problems, inner_state)
@@ -133,79 +135,81 @@ def regrow(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _look(state: RegrowState, params: chex.ArrayTree) -> jax.Array:
+def _look(state, params) -> jax.Array:
     """The problems so far, and whether pruned weights aren't zero any more."""
     changed = keeping.nonzero_where_pruned(params, state.mask) & (state.count > 0)
     return state.problems | Problem.CHANGED * changed.astype(jnp.int32)
 
 
-def _change(state: RegrowState, params, gradients, share, scores_of):
-    """The next mask, or the one in force if none can be chosen, and the problems."""
+def _change(state, params, gradients, share, score_of):
+    """The next mask, and the problems; where no mask can be chosen, the one in force."""
     weights, gradients = _chosen(params, state.mask), _chosen(gradients, state.mask)
-    scores = scores_of(weights, gradients, state.count)
     valid = (share >= 0) & (share <= 1)
-    nan = keeping.has_nan(weights) | keeping.has_nan(scores)
+    is_nan = lambda w, g: jnp.any(jnp.isnan(w) | jnp.isnan(g))
+    nans = jax.tree.map(is_nan, weights, gradients)
+    structure = jax.tree.structure(state.mask)
+    places = structure.unflatten(range(structure.num_leaves))
+
+    def of_leaf(place, keep, weight, gradient, nan):
+        # A branch for each leaf: what one choice needs in memory is free again for the next.
+        score = functools.partial(score_of, state.count, place)
+        regrown = lambda keep, w, g: _regrown(keep, w, score(w, g), share)
+        as_before = lambda keep, w, g: keep
+        return jax.lax.cond(valid & ~nan, regrown, as_before, keep, weight, gradient)
+
+    mask = jax.tree.map(of_leaf, places, state.mask, weights, gradients, nans)
+    nan = jnp.any(jnp.stack(jax.tree.leaves(nans)))
     found = Problem.BUDGET * (~valid).astype(jnp.int32) | Problem.NAN * nan.astype(jnp.int32)
-    moved = lambda: jax.tree.map(
-        lambda weight, keep, score: _regrown(weight, keep, score, share),
-        weights, state.mask, scores,
-    )  # fmt: skip
-    mask = jax.lax.cond(valid & ~nan, moved, lambda: state.mask)
     return mask, _look(state, params) | found
 
 
+def _chosen(tree: chex.ArrayTree, mask: chex.ArrayTree) -> chex.ArrayTree:
+    return jax.tree.map(lambda x, keep: None if keep is None else x, tree, mask)
+
+
 def _growth(by, key):
-    """From weights, gradients and the link's count to scores: the largest grow."""
+    """From the link's count, a leaf's place, its weights and gradients to scores."""
     if by == "gradient":
-        return lambda weights, gradients, count: jax.tree.map(jnp.abs, gradients)
+        return lambda count, place, weight, gradient: jnp.abs(gradient)
     if by == "random":
         if key is None:
             raise TypeError('`by`="random" draws what grows: pass `key=jax.random.key(0)`')
         checks.key(key)
-        draw = lambda key, leaf: sampling.open_uniform(leaf, key, sampling.counter_bits)
-        return lambda weights, gradients, count: sampling.map_with_keys(
-            draw, jax.random.fold_in(key, count), weights
+        of_leaf = lambda count, place: jax.random.fold_in(jax.random.fold_in(key, place), count)
+        return lambda count, place, weight, gradient: sampling.open_uniform(
+            weight, of_leaf(count, place), sampling.counter_bits
         )
     if isinstance(by, str):
         raise ValueError(f'`by` must be "gradient", "random" or a function, got {by!r}')
     checks.function("`by`", by)
-    return lambda weights, gradients, count: _fitting(by(weights, gradients), weights)
+    return lambda count, place, weight, gradient: _fitting(by(weight, gradient), weight)
 
 
-def _fitting(scores: chex.ArrayTree, weights: chex.ArrayTree) -> chex.ArrayTree:
+def _fitting(score: jax.Array, weight: jax.Array) -> jax.Array:
     """Scores of a user's function, if there is one for each weight."""
-    masks.leaves_like(weights, scores, "what `by` returns", "a function of parameters, gradients")
-    selection.check_scores(scores)
-
-    def check(path, weight, score):
-        if weight.shape != score.shape:
-            raise ValueError(
-                f"what `by` returns for leaf '{masks.path_name(path)}' must have the leaf's shape "
-                f"{weight.shape}, got {score.shape}"
-            )
-
-    jax.tree_util.tree_map_with_path(check, weights, scores)
-    return scores
+    selection.check_scores(score)
+    if jnp.shape(score) != weight.shape:
+        raise ValueError(
+            f"what `by` returns for a leaf must have its shape {weight.shape}, got "
+            f"{checks.described(score)}"
+        )
+    return score if masks.is_floating(score) else score.astype(jnp.float32)
 
 
 @wide.counts_in_64_bits
-def _regrown(weight, keep, score, fraction) -> jax.Array:
-    """The leaf's mask with that fraction dropped and as many grown."""
+def _regrown(keep, weight, score, share) -> chex.ArrayTree:
+    """The leaf's mask with that share dropped and as many grown."""
     kept = wide.exact_sums([[keep]])[0, 0]
-    dropped = jnp.round(fraction * kept.astype(jnp.float32)).astype(jnp.uint64)
+    dropped = jnp.round(share * kept.astype(jnp.float32)).astype(jnp.uint64)
     magnitudes = jnp.where(keep, jnp.abs(weight), -1.0)
-    stays = selection.keep_largest(magnitudes, kept - jnp.minimum(dropped, kept))
+    stays: Any = selection.keep_largest(magnitudes, kept - jnp.minimum(dropped, kept))
     return selection.keep_largest(jnp.where(stays, jnp.inf, score), kept)
 
 
 def _at_rest(inner, inner_state, params, staying) -> optax.OptState:
     """The state, as `init` makes it for a weight of zero where the weight doesn't stay."""
-    fresh = inner.init(masks.apply_mask(params, staying))
+    fresh = inner.init(params)
     reset = lambda leaf, first, keep: (
         leaf if keep is None else jnp.where(keep, leaf, first.astype(leaf.dtype))
     )
     return jax.tree.map(reset, inner_state, fresh, mirrors.mirrored(inner_state, params, staying))
-
-
-def _chosen(tree: chex.ArrayTree, mask: chex.ArrayTree) -> chex.ArrayTree:
-    return jax.tree.map(lambda x, keep: None if keep is None else x, tree, mask)

@@ -1,4 +1,4 @@
-"""What leaves may keep: a fraction of their weights, n of every m, or a fraction of blocks.
+"""What leaves may keep: a fraction of weights, n of every m, blocks, or what is large enough.
 
 Each target chooses the mask of the leaves that share it from a tree of their scores. Its budget may
 be a schedule: then what is out of range inside `jax.jit` is told beside the mask, and the mask is
@@ -185,6 +185,53 @@ class Blocks:
 
 
 @dataclasses.dataclass(frozen=True)
+class Above:
+    """All weights whose score reaches a threshold, however many these are.
+
+    Args:
+      threshold: not negative; for links also a schedule such as `ramped_threshold`. At 0 all
+        weights are kept. A weight that a link has pruned is zero, so it stays pruned while the
+        threshold is above 0: masks only lose weights, as those of recurrent networks do in the
+        source.
+
+    Raises:
+      TypeError: for what is neither a number nor a schedule.
+      ValueError: for a negative threshold.
+
+    Source: Narang et al., "Exploring sparsity in recurrent neural networks" (ICLR 2017).
+
+    >>> import jax.numpy as jnp
+    >>> import jaxprune as jp
+    >>> jp.prune_to({"w": jnp.array([[1.0, -2.0], [3.0, 0.5]])}, jp.Above(1.5))[0]["w"].tolist()
+    [[0.0, -2.0], [3.0, 0.0]]
+    """
+
+    threshold: float | optax.Schedule
+
+    def __post_init__(self):
+        """Raises an error unless it is one."""
+        if callable(self.threshold):
+            return
+        checks.number("the threshold", self.threshold, "a number or a schedule")
+        if checks.known(self.threshold) and not self.threshold >= 0:
+            raise ValueError(f"the threshold must not be negative, got {self.threshold}")
+
+    def check(self, path: str, leaf: Any) -> None:
+        """Every leaf will do."""
+
+    def choice(self, scores: chex.ArrayTree, count, magnitudes: bool) -> Choice:
+        """The scores that reach it."""
+        given = self.threshold(count) if callable(self.threshold) else self.threshold
+        least = jnp.asarray(given, jnp.float32)
+
+        def reaches(leaf):
+            wide = leaf.astype(masks.at_least_float32(leaf))
+            return (jnp.abs(wide) if magnitudes else wide) >= least.astype(wide.dtype)
+
+        return least >= 0, lambda: jax.tree.map(reaches, scores)
+
+
+@dataclasses.dataclass(frozen=True)
 class Fraction:
     """All weights but a fraction: what a number or a schedule stands for."""
 
@@ -204,22 +251,23 @@ class Fraction:
         return valid, lambda: selection.keep_largest(scores, kept, magnitudes=magnitudes)
 
 
-Target: TypeAlias = Fraction | NM | Blocks
+Target: TypeAlias = Fraction | NM | Blocks | Above
 
 
 def check_constant(own: Target) -> None:
     """Raises a TypeError for a schedule."""
-    name, budget = ("n", own.n) if isinstance(own, NM) else ("sparsity", own.sparsity)
-    if callable(budget):
-        raise TypeError(
-            f"`{name}` must be a number, got {checks.described(budget)}: schedules are for "
-            "`keep_sparse`"
-        )
+    for field in dataclasses.fields(own):
+        value = getattr(own, field.name)
+        if callable(value):
+            raise TypeError(
+                f"`{field.name}` must be a number, got {checks.described(value)}: schedules are "
+                "for `keep_sparse`"
+            )
 
 
 def target(sparsity: Any) -> Target:
-    """What a number, a schedule, "2:4", `NM` or `Blocks` stands for."""
-    if isinstance(sparsity, (NM, Blocks)):
+    """What a number, a schedule, "2:4", `NM`, `Blocks` or `Above` stands for."""
+    if isinstance(sparsity, (NM, Blocks, Above)):
         return sparsity
     if isinstance(sparsity, str):
         match = _PATTERN.fullmatch(sparsity)
@@ -277,7 +325,7 @@ def parts(mask: chex.ArrayTree, sparsity: Any, scope: str) -> list[Part]:
 
 def is_single(sparsity: Any) -> bool:
     """Whether it is one target for all leaves, not a tree of them."""
-    return isinstance(sparsity, (str, NM, Blocks)) or jax.tree_util.all_leaves([sparsity])
+    return isinstance(sparsity, (str, NM, Blocks, Above)) or jax.tree_util.all_leaves([sparsity])
 
 
 def of_leaves(params: chex.ArrayTree, sparsity: Any, where) -> list[Target | None]:

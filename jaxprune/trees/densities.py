@@ -5,6 +5,7 @@ many random numbers.
 """
 
 import math
+from typing import Any
 
 import chex
 import jax
@@ -99,9 +100,9 @@ def random_mask(
     return jax.tree.map(_keep_some, _scores(key, chosen), sparsities)
 
 
-def _of_leaves(params, sparsity, where) -> chex.ArrayTree:
+def _of_leaves(params, sparsity: Any, where) -> chex.ArrayTree:
     """A sparsity for each leaf that can be pruned."""
-    if jax.tree_util.all_leaves([sparsity]) and sparsity is not None:
+    if jax.tree_util.all_leaves([sparsity]):
         checks.fraction("the sparsity", sparsity)
         chosen = jax.eval_shape(lambda params: masks.prunable(params, where), params)
         return jax.tree.map(lambda _: sparsity, chosen)
@@ -124,5 +125,5 @@ def _scores(key: chex.PRNGKey, params: chex.ArrayTree) -> chex.ArrayTree:
     return sampling.map_with_keys(uniform, key, params)
 
 
-def _keep_some(scores: jax.Array, sparsity: float) -> jax.Array:
+def _keep_some(scores: jax.Array, sparsity: float) -> chex.ArrayTree:
     return selection.top_k_mask(scores, scores.size - round(float(sparsity) * scores.size))

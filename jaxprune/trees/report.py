@@ -66,7 +66,7 @@ _TEXTS = {
     Problem.CHANGED: "pruned weights weren't zero when the next update began: put the link last in "
     "the chain, and change parameters by its updates alone",
     Problem.BUDGET: "a schedule gave NaN or a value out of range, and the mask in force was kept: "
-    "sparsities lie in [0, 1], fractions too, n of N:M in 0 to m",
+    "sparsities lie in [0, 1], fractions too, n of N:M in 0 to m, thresholds at 0 or above",
     Problem.NAN: "weights or scores were NaN when a mask was to be chosen, and the mask in force "
     "was kept: find where the training diverged",
 }

@@ -18,6 +18,12 @@ from tests.methods.test_links_optimizers import EXTRA_ARGS, OPTIMIZERS
 from tests.methods.test_links_placement import sharded, shardings
 
 
+def some_slow(cases, *fast):
+    """Of a table all cases, of which those that aren't named run as slow tests."""
+    marks = lambda name: [pytest.mark.slow] * (name not in fast)
+    return [pytest.param(case, id=name, marks=marks(name)) for name, case in cases.items()]
+
+
 def pruned(sparsity=0.5, params=None, dtype=jnp.float32):
     """Parameters, with a bias that stays dense, and the mask that they are zero under."""
     params = jax.tree.map(lambda p: p.astype(dtype), weights() if params is None else params)
@@ -79,9 +85,9 @@ class Reference:
         self.weight, self.mu, self.nu = (np.where(both, x, 0) for x in (moved, self.mu, self.nu))
 
 
-def least_gradients(params, gradients):
-    del params
-    return jax.tree.map(lambda g: -jnp.abs(g), gradients)
+def least_gradients(weight, gradient):
+    del weight
+    return -jnp.abs(gradient)
 
 
 @pytest.mark.parametrize("by", ["gradient", least_gradients], ids=["gradient", "function"])
@@ -142,8 +148,10 @@ def test_between_changes_only_kept_weights_learn():
 @pytest.mark.parametrize("fraction", [0.0, 1.0])
 @pytest.mark.parametrize("sparsity", [0.0, 0.1, 1.0])
 def test_ends_of_the_ranges(fraction, sparsity):
+    """A function of small integers, too."""
     params, mask = pruned(sparsity)
-    tx = jp.regrow(optax.sgd(0.1), mask, every=1, fraction=fraction)
+    by = lambda weight, gradient: jnp.sign(gradient).astype(jnp.int8)
+    tx = jp.regrow(optax.sgd(0.1), mask, by=by, every=1, fraction=fraction)
     state, step = tx.init(params), jax.jit(step_of(tx))
     for _ in range(3):
         params, state = step(params, state)
@@ -204,7 +212,7 @@ TREES = {
 }
 
 
-@pytest.mark.parametrize("tree", TREES.values(), ids=TREES)
+@pytest.mark.parametrize("tree", some_slow(TREES, "equinox", "tuples"))
 def test_trees(tree, relaxed):
     params, mask = pruned(params=tree())
     tx = jp.regrow(relaxed(optax.adam(0.1)), mask, every=2)
@@ -239,13 +247,10 @@ def test_nnx_optimizer():
 
 # Other transformations ----------------------------------------------------------------------------
 
-FAST = ("adam", "adafactor", "rprop", "contrib.schedule_free_sgd")
+BY_NAME = dict(zip(OPTIMIZERS, OPTIMIZERS, strict=True))
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=[pytest.mark.slow] * (n not in FAST)) for n in OPTIMIZERS],
-)
+@pytest.mark.parametrize("name", some_slow(BY_NAME, "adafactor", "rprop"))
 def test_every_optimizer_of_optax(name, relaxed):
     params, first = pruned()
     tx = relaxed(jp.regrow(OPTIMIZERS[name](), first, every=2, fraction=0.5))
@@ -316,7 +321,7 @@ def check_training(tx, mask, params, steps=6):
     return params, state
 
 
-@pytest.mark.parametrize("around", AROUND.values(), ids=AROUND)
+@pytest.mark.parametrize("around", some_slow(AROUND, "partition", "inject_hyperparams"))
 def test_inside_other_transformations(around, relaxed):
     params, mask = pruned()
     adam = optax.adam(0.1)
@@ -324,7 +329,7 @@ def test_inside_other_transformations(around, relaxed):
     check_training(relaxed(around(link, mask)), mask, params)
 
 
-@pytest.mark.parametrize("inside", INSIDE.values(), ids=INSIDE)
+@pytest.mark.parametrize("inside", some_slow(INSIDE, "partition", "MultiSteps"))
 def test_around_other_transformations(inside, relaxed):
     params, mask = pruned()
     tx = jp.regrow(relaxed(inside()), mask, every=2, fraction=0.5)
@@ -373,7 +378,10 @@ def test_fraction_and_every_may_be_traced():
     assert changes == [False, False, False, True, False]
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+NARROW = {"bfloat16": jnp.bfloat16, "float16": jnp.float16}
+
+
+@pytest.mark.parametrize("dtype", some_slow(NARROW, "bfloat16"))
 def test_narrow_dtypes(dtype, relaxed):
     params, mask = pruned(dtype=dtype)
     tx = jp.regrow(relaxed(optax.adam(0.1)), mask, every=2)
@@ -384,9 +392,16 @@ def test_narrow_dtypes(dtype, relaxed):
 # Meshes -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("by", ["gradient", "random"])
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
-def test_on_a_mesh_it_equals_one_device(kind, by):
+MESHES = {
+    f"{name}-{by}": (kind, by)
+    for name, kind in (("auto", AxisType.Auto), ("explicit", AxisType.Explicit))
+    for by in ("gradient", "random")
+}
+
+
+@pytest.mark.parametrize("case", some_slow(MESHES, "explicit-random"))
+def test_on_a_mesh_it_equals_one_device(case):
+    kind, by = case
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(kind, kind))
     found = []
     for place in (lambda tree: tree, lambda tree: sharded(tree, mesh)):

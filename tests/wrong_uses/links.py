@@ -83,6 +83,30 @@ ROWS = {
     "prune_to of a schedule": kind(lambda: jp.prune_to(PARAMS, SCHEDULE), "sparsity", "function"),
     "prune_to, NaN": value(
         lambda: jp.prune_to({"w": jnp.full((2, 2), jnp.nan)}, 0.5), "'w'", "NaN"),
+    "Above, text": kind(lambda: jp.Above("0.1"), "threshold", "'0.1'"),
+    "Above, below 0": value(lambda: jp.Above(-1.0), "threshold", "-1.0"),
+    "keep_sparse of another tree": value(
+        lambda: jp.keep_sparse({"w": 0.5}).init(PARAMS), "the sparsity", "structure"),
+    "regrow, swapped": kind(lambda: jp.regrow(MASK, optax.sgd(0.1)), "`inner`", "dict"),
+    "regrow, fraction 30": value(
+        lambda: jp.regrow(optax.sgd(0.1), MASK, fraction=30), "fraction", "[0, 1]", "30"),
+    "regrow, every 0": value(
+        lambda: jp.regrow(optax.sgd(0.1), MASK, every=0), "`every`", "at least 1"),
+    "regrow by an unknown word": value(
+        lambda: jp.regrow(optax.sgd(0.1), MASK, by="rigl"), "gradient", "random", "'rigl'"),
+    "regrow by a number": kind(
+        lambda: jp.regrow(optax.sgd(0.1), MASK, by=1.0), "`by`", "function", "1.0"),
+    "regrow at random without a key": kind(
+        lambda: jp.regrow(optax.sgd(0.1), MASK, by="random"), "key=jax.random.key(0)"),
+    "regrow, a mask of floats": kind(
+        lambda: jp.regrow(optax.sgd(0.1), PARAMS).init(PARAMS), "'dense/bias'", "boolean"),
+    "regrow, missing params": value(
+        lambda: first_update(jp.regrow(optax.sgd(0.1), MASK), PARAMS),
+        "tx.update(grads, opt_state, params)"),
+    "regrow by scores of another shape": value(
+        lambda: first_update(
+            jp.regrow(optax.sgd(0.1), MASK, by=lambda w, g: w[0]), PARAMS, PARAMS, PARAMS),
+        "(8, 4)", "(4,)"),
     "problems of None": kind(lambda: jp.problems(None), "optimizer state", "None"),
     "problems of a link": kind(
         lambda: jp.problems(jp.keep_sparse), "optimizer state", "keep_sparse"),

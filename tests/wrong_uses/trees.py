@@ -243,6 +243,36 @@ BUDGETS = {
     "cubic_sparsity, steps swapped": value(
         lambda: jp.cubic_sparsity(0.9, 9, 0), "begin < end", "begin=9", "end=0"),
     "cubic_sparsity, steps first": value(lambda: jp.cubic_sparsity(10, 20, 0.9), "sparsity", "10"),
+    "alternating_sparsity of 90": value(
+        lambda: jp.alternating_sparsity(90, 0, 9, every=2), "sparsity", "[0, 1]", "90"),
+    "alternating_sparsity, steps swapped": value(
+        lambda: jp.alternating_sparsity(0.9, 9, 0, every=2), "begin < end", "begin=9", "end=0"),
+    "alternating_sparsity, every 0": value(
+        lambda: jp.alternating_sparsity(0.9, 0, 9, every=0), "`every`", "at least 1"),
+    "ramped_threshold, steps swapped": value(
+        lambda: jp.ramped_threshold(0.1, 0, 9, 5), "begin < turn < end", "turn=9", "end=5"),
+    "ramped_threshold below 0": value(
+        lambda: jp.ramped_threshold(-0.1, 0, 5, 9), "threshold", "-0.1"),
+    "erk_sparsities of 90": value(
+        lambda: jp.erk_sparsities(PARAMS, 90), "sparsity", "[0, 1]", "90"),
+    "erk_sparsities of a schedule": kind(
+        lambda: jp.erk_sparsities(PARAMS, SCHEDULE), "sparsity", "function"),
+    "random_mask without a key": kind(lambda: jp.random_mask(PARAMS, PARAMS, 0.5), "key", "dict"),
+    "random_mask of 90": value(lambda: jp.random_mask(KEY, PARAMS, 90), "[0, 1]", "90"),
+    "random_mask of a wrong leaf": value(
+        lambda: jp.random_mask(KEY, MATRIX, {"w": 1.5}), "leaf 'w'", "1.5"),
+    "random_mask of another tree": value(
+        lambda: jp.random_mask(KEY, PARAMS, {"w": 0.5}), "sparsities", "erk_sparsities"),
+    "random_mask of a tree and where": value(
+        lambda: jp.random_mask(KEY, MATRIX, {"w": 0.5}, where="w"), "`where`", "None"),
+    "init_thresholds, a vector": value(
+        lambda: jp.init_thresholds(PARAMS, where="bias"), "'dense/bias'", "outputs"),
+    "above_thresholds of another shape": value(
+        lambda: jp.above_thresholds(MATRIX, {"w": KERNEL.T}), "'w'", "(4, 8)", "(8, 4)"),
+    "above_thresholds of a mask": kind(
+        lambda: jp.above_thresholds(PARAMS, MASK), "'dense/kernel'", "bool"),
+    "reset_thresholds, least 1 percent": value(
+        lambda: jp.reset_thresholds(MATRIX, jp.init_thresholds(MATRIX), least=1.5), "1.5"),
     "annealed_temperature, no steps": value(lambda: jp.annealed_temperature(0), "steps", "0"),
     "annealed_temperature, text": kind(lambda: jp.annealed_temperature("9"), "steps", "'9'"),
     "annealed_temperature by position": kind(lambda: jp.annealed_temperature(9, 0.1), "positional"),
