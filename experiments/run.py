@@ -27,7 +27,6 @@ import jax
 
 import jaxprune as jp
 from experiments import (
-    ahead,
     checkpoints,
     data,
     figures,
@@ -36,6 +35,7 @@ from experiments import (
     shrinkage,
     training,
 )
+from experiments.costs import ahead
 from experiments.devices import Devices
 from experiments.experiment import Experiment, definitions, with_epochs, with_setting
 from experiments.log import Log, announced

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import ahead, data, run, training
+from experiments import data, run, training
+from experiments.costs import ahead
+from experiments.costs.flops import flops
 from experiments.devices import Devices
-from experiments.flops import flops
 from experiments.phases import Dense, FineTune, Search
 from experiments.room import Room, initial_network
 from experiments.usage import UsageError
