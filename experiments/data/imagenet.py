@@ -46,8 +46,8 @@ def load(
     splits = prepared.opened(images, reading.data_dir, instead="digits", decoders=encoded)
     train, test = (
         Stored(
-            f"{images.name} {split}",
-            grain.MapDataset.source(source),
+            title := f"{images.name} {split}",
+            grain.MapDataset.source(source).map_with_index(functools.partial(_placed, title)),
             functools.partial(training_record, size=image_size),
             functools.partial(evaluation_record, size=image_size),
             reading.workers,
@@ -74,16 +74,32 @@ def _of_size(image_size: int) -> prepared.ImageSet:
 # Records ----------------------------------------------------------------------------------------
 
 
+def _placed(title: str, number: int, record: dict) -> dict:
+    """The record, and where it lies."""
+    return {**record, "place": f"record {number} of {title}"}
+
+
 def training_record(record: dict, random: np.random.Generator, size: int):
     """A random part of the image, mirrored or not, and its label."""
     box_of = functools.partial(random_box, random=random)
-    image = decoded(record["image"], box_of, size)
+    image = _image(record, box_of, size)
     return image[:, ::-1] if random.random() < 0.5 else image, np.int32(record["label"])
 
 
 def evaluation_record(record: dict, size: int):
     """The middle of the image, and its label."""
-    return decoded(record["image"], central_box, size), np.int32(record["label"])
+    return _image(record, central_box, size), np.int32(record["label"])
+
+
+def _image(record: dict, box_of: Callable[[int, int], Box], size: int) -> np.ndarray:
+    try:
+        return decoded(record["image"], box_of, size)
+    except (OSError, SyntaxError) as error:  # what Pillow raises depends on the kind of file
+        name = record["file_name"].decode()
+        raise UsageError(
+            f"{record['place']}, {name}, is no image that can be decoded: {error}; copy the set "
+            f"into its folder again, or prepare it again from files of which {name} is whole"
+        ) from error
 
 
 def decoded(data: bytes, box_of: Callable[[int, int], Box], size: int) -> np.ndarray:

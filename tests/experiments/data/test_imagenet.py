@@ -17,7 +17,8 @@ from experiments.data import imagenet
 from experiments.devices import Devices
 from experiments.experiment import CONFIGS, Experiment
 from experiments.phases import Dense
-from tests.experiments.data.stored import encoded, record_image
+from experiments.usage import UsageError
+from tests.experiments.data.stored import PREPARED, encoded, prepare, record_image
 
 sides = st.integers(1, 5000)
 whole = lambda width, height: (0.0, 0.0, width, height)
@@ -151,6 +152,22 @@ def test_workers_read_what_threads_read(prepared):
         chex.assert_trees_all_equal(*(feed.payload(step) for feed in feeds))
     for feed in feeds:
         feed.close()
+
+
+@pytest.mark.parametrize(("form", "cut"), [("jpeg", 700), ("png", 700), ("png", 0)])
+def test_a_damaged_image_is_said_in_one_line(tmp_path, form, cut):
+    file_of = lambda label: encoded(record_image(label, (None, None, 3)), form)[: cut or None]
+    damaged = lambda label: b"no image" if label == 2 else file_of(label)
+    splits = {"train": 4, "validation": 3}
+    prepare(tmp_path, *PREPARED[-1][:3], splits, file_of=file_of if cut else damaged)
+    dataset = data.load("imagenet2012", tmp_path, image_size=8)
+    train, test = (data.source(each, Devices.all()) for each in (dataset.train, dataset.test))
+    feed = train.feed(4, jax.random.key(0))
+    with pytest.raises(UsageError, match=r"^record \d of imagenet2012 train, \d\.JPEG, is no"):
+        feed.payload(0)
+    feed.close()
+    with pytest.raises(UsageError, match=r"^record \d of imagenet2012 validation, \d\.JPEG, is no"):
+        test.scorer(lambda records: records[1], 8)()
 
 
 # Runs -------------------------------------------------------------------------------------------
