@@ -46,7 +46,7 @@ test-tpu:
 	$(MAKE) pytest-tpu VENV=$(VENV)-tpu
 
 pytest-tpu: $(VENV)/tpu.stamp
-	$(python) -m pytest -m slow tests/test_tpu_compile.py tests/test_steps_tpu.py tests/experiments/test_ahead.py
+	$(python) -m pytest -m slow tests/test_tpu_compile.py tests/test_steps_tpu.py tests/experiments/costs/test_ahead.py
 
 lint: $(VENV)/lint.stamp
 	$(VENV)/bin/ruff check

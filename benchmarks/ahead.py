@@ -10,8 +10,9 @@ import dataclasses
 import importlib.metadata
 import sys
 
-from experiments import ahead, run
-from experiments.ahead import Step, size
+from experiments import run
+from experiments.costs import ahead
+from experiments.costs.ahead import Step, size
 
 CONFIGS = "experiments/configs"
 SMALL, LARGE = "v5e:4x4", "v5p:8x8x8"

@@ -25,7 +25,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from benchmarks import scale_cases
-from experiments import compiled
+from experiments.costs import hlo
 
 TOPOLOGY, MESH = "v5p:8x8x8", (32, 16)
 TENTH, SMALL = 0.1, 2**16
@@ -80,7 +80,7 @@ def compile_case(case: str, variant: str) -> dict:
     start = time.perf_counter()
     program = jax.jit(function, **options).lower(*arguments).compile()
     seconds = time.perf_counter() - start
-    held = compiled.read(program)
+    held = hlo.summary(program)
     trees = arguments[0] if is_step else (arguments, logits)
     return {
         "case": case,
@@ -88,7 +88,7 @@ def compile_case(case: str, variant: str) -> dict:
         "temporary": held.temporary,
         "share": _bytes(trees),
         "array": held.largest_array / max(map(_entries, jax.tree.leaves((arguments, logits)))),
-        "moved": list(held.moved or ("", 0)),
+        "moved": [*(held.moved or ("", 0))[:2]],
         "seconds": round(seconds, 1),
     }
 

@@ -14,7 +14,8 @@ import jax
 from jax.experimental import topologies
 
 from benchmarks import steps
-from experiments.hlo import Program
+from experiments.costs.hlo import Program
+from experiments.costs.traffic import traffic
 
 WIDTH = 14336  # weights of 1 GB, of which little can stay in the chip's own 128 MiB
 
@@ -55,11 +56,11 @@ def row(function: Callable, arguments, device) -> tuple[float, ...]:
     """Bytes in HBM; those more for a turn, or in a choosing step; XLA's count; of temporaries."""
     program = compiled(function, arguments, device)
     text = program.as_text()
-    moved = Program(text).traffic()
+    moved = traffic(Program(text))
     return (
         moved,
-        Program(text, turns=2).traffic() - moved,
-        Program(text, branch=max).traffic() - moved,
+        traffic(Program(text, turns=2)) - moved,
+        traffic(Program(text), branch=max) - moved,
         program.cost_analysis()["bytes accessed"],
         program.memory_analysis().temp_size_in_bytes,
     )

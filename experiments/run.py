@@ -27,7 +27,6 @@ import jax
 
 import jaxprune as jp
 from experiments import (
-    ahead,
     checkpoints,
     data,
     figures,
@@ -36,6 +35,7 @@ from experiments import (
     shrinkage,
     training,
 )
+from experiments.costs import ahead
 from experiments.devices import Devices
 from experiments.experiment import Experiment, definitions, with_epochs, with_setting
 from experiments.log import Log, announced
@@ -61,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> dict:
             experiment.dataset,
             flags.data_dir,
             cache_dir=flags.cache_dir,
+            workers=flags.workers,
             limit=experiment.limit,
             **experiment.dataset_options,
         )
@@ -242,7 +243,10 @@ def parser() -> Parser:
     parser = Parser(__doc__)
     parser.add_argument("config", help="a Python file that defines `experiment`")
     parser.add_argument("--data_dir", help="where TensorFlow Datasets lie")
-    parser.add_argument("--cache_dir", help="where to keep decoded records of small sets")
+    parser.add_argument("--cache_dir", help="where to keep what is read before training")
+    parser.add_argument(
+        "--workers", type=int, default=0, help="processes that read a set on disk, not threads"
+    )
     parser.add_argument("--out", help="folder of this run (default: runs/<its settings>)")
     parser.add_argument("--checkpoint_seconds", type=float, default=60.0)
     parser.add_argument("--epochs", help="epochs of the phases that train, such as 20,20")

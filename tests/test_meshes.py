@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 
 import jaxprune as jp
-from experiments import compiled
+from experiments.costs import hlo
 from jaxprune.patterns import pieces
 
 SHAPE = (8, 64, 128)  # layers, inputs, outputs
@@ -159,7 +159,7 @@ def test_stacked_leaves_on_a_mesh(name, spec, kind, dtype):
         chex.assert_trees_all_close(result, expected, rtol=1e-5, atol=1e-7)
     else:
         chex.assert_trees_all_equal(result, expected)
-    read = compiled.read(program)
+    read = hlo.summary(program)
     shards = [math.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(tree)]
     assert read.largest_array <= max(shards)
     assert read.moved is None or read.moved.bytes <= 4_096

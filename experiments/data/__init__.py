@@ -7,7 +7,7 @@ from typing import Any
 
 from experiments.data import cifar, digits, imagenet, mnist, text
 from experiments.data.described import Described
-from experiments.data.records import Dataset, count, holdout
+from experiments.data.records import Dataset, Reading, count, holdout
 from experiments.data.sources import Feed, Held, Source, source
 from experiments.data.streamed import Stored, Streamed
 from experiments.usage import UsageError, check_type, nearest
@@ -52,10 +52,11 @@ def load(
     data_dir: str | os.PathLike | None = None,
     *,
     cache_dir: str | os.PathLike | None = None,
+    workers: int = 0,
     limit: int | None = None,
     **chosen: Any,
 ) -> Dataset:
-    """A set in host memory; `imagenet2012` stays on disk and is read while it is needed.
+    """A set in host memory, or a large one that stays on disk and is read while it is needed.
 
     `digits` comes with scikit-learn, `python` is the source of Python's standard library as it lies
     on this machine. The other sets are read with `tfds.data_source`, without
@@ -65,23 +66,26 @@ def load(
         name: of images 'digits', 'mnist', 'cifar10', 'cifar100' or 'imagenet2012'; of text
             'python', 'lm1b', 'tiny_shakespeare', 'wiki40b/en' or 'c4/en'.
         data_dir: the folder with the prepared sets; by default that of TensorFlow Datasets.
-        cache_dir: where to keep the decoded images of a set that is held in memory, so that the
-            next call takes a moment. The file is named by set, version and `limit`, not by
-            `data_dir`.
+        cache_dir: where to keep the decoded images of a set that is held in memory, and the
+            lengths of the documents of a text that isn't, so that the next call takes a moment.
+            The file is named by set, version and `limit`, not by `data_dir`.
+        workers: how many processes read a set on disk for training, instead of threads: of use
+            where a host has more cores than threads of one process can fill.
         limit: keep only so many training records, the first ones; they are stored shuffled. The
             test records all stay.
         **chosen: the set's own options: `standardize=False` leaves pixels in [0, 1];
-            `image_size` is the height and width in pixels of `imagenet2012`, 224 by default, and
-            `workers` the number of processes that read it for training, by default none but
-            threads; `context` is how many bytes of text a model sees, 256 by default, and
+            `image_size` is the height and width in pixels of `imagenet2012`, 224 by default;
+            `context` is how many bytes of text a model sees, 256 by default, and
             `test_records` how many records of the test text are kept.
 
     Raises:
-        UsageError: unknown `name` or option, `limit` outside 1..training records, or a set that is
-            not prepared in `data_dir`, or not whole.
+        UsageError: unknown `name` or option, `limit` outside 1..training records, negative
+            `workers`, or a set that is not prepared in `data_dir`, or not whole.
     """
     check(name, chosen)
-    return _LOADERS[name](data_dir, cache_dir, limit, **chosen)
+    if workers < 0:
+        raise UsageError(f"workers must be at least 0, got {workers}")
+    return _LOADERS[name](Reading(data_dir, cache_dir, workers), limit, **chosen)
 
 
 def described(name: str, limit: int | None = None, **chosen: Any) -> Dataset:
@@ -93,7 +97,7 @@ def described(name: str, limit: int | None = None, **chosen: Any) -> Dataset:
     check(name, chosen)
     if name in _DESCRIBED:
         return _DESCRIBED[name](limit, **chosen)
-    dataset = _LOADERS[name](None, None, limit, **chosen)
+    dataset = _LOADERS[name](Reading(), limit, **chosen)
     train, test = map(Described.like, (dataset.train, dataset.test))
     return dataset._replace(train=train, test=test)
 

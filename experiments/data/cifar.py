@@ -1,7 +1,7 @@
 """CIFAR-10 and CIFAR-100."""
 
 from experiments.data import prepared
-from experiments.data.records import Dataset
+from experiments.data.records import Dataset, Reading
 from experiments.tasks.classification import Classification
 
 _SHAPE = (32, 32, 3)
@@ -21,14 +21,14 @@ _CIFAR100 = prepared.ImageSet(
 )
 
 
-def load_10(data_dir, cache_dir, limit: int | None, *, standardize: bool = True) -> Dataset:
+def load_10(reading: Reading, limit: int | None, *, standardize: bool = True) -> Dataset:
     """50,000 images of 32x32 pixels for training and 10,000 for testing, 10 classes."""
-    return prepared.load(_CIFAR10, data_dir, cache_dir, limit, standardize)
+    return prepared.load(_CIFAR10, reading, limit, standardize)
 
 
-def load_100(data_dir, cache_dir, limit: int | None, *, standardize: bool = True) -> Dataset:
+def load_100(reading: Reading, limit: int | None, *, standardize: bool = True) -> Dataset:
     """As many images, 100 classes."""
-    return prepared.load(_CIFAR100, data_dir, cache_dir, limit, standardize)
+    return prepared.load(_CIFAR100, reading, limit, standardize)
 
 
 def described_10(limit: int | None, *, standardize: bool = True) -> Dataset:

@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from experiments.data.records import Dataset, first
+from experiments.data.records import Dataset, Reading, first
 from experiments.tasks.classification import Classification
 
 _TASK = Classification(10, (8, 8, 1), mean=(0.305,), std=(0.376,))
 
 
-def load(data_dir, cache_dir, limit: int | None, *, standardize: bool = True) -> Dataset:
+def load(reading: Reading, limit: int | None, *, standardize: bool = True) -> Dataset:
     """1,437 images for training and 360 for testing, always the same ones."""
     from sklearn.datasets import load_digits
 

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from experiments.data import prepared
-from experiments.data.records import Dataset, first
+from experiments.data.records import Dataset, Reading, first
 from experiments.data.streamed import Stored
 from experiments.tasks.classification import Classification
 from experiments.usage import UsageError
@@ -29,53 +29,43 @@ _WIDEST = 4 / 3
 
 
 def load(
-    data_dir,
-    cache_dir,
-    limit: int | None,
-    *,
-    image_size: int = 224,
-    standardize: bool = True,
-    workers: int = 0,
+    reading: Reading, limit: int | None, *, image_size: int = 224, standardize: bool = True
 ) -> Dataset:
     """1,281,167 images for training and 50,000 for testing, 1,000 classes, read when needed.
 
-    Images have `image_size` pixels along each side. Threads decode them, or in training so many
-    `workers`, which are processes: of use where a host has more cores than threads of one can fill.
+    Images have `image_size` pixels along each side.
 
     Raises:
-        UsageError: an `image_size` that is not positive, a negative number of `workers`, a set that
-            is not prepared in `data_dir` or not whole, or a `limit` out of range.
+        UsageError: an `image_size` that is not positive, a set that is not prepared in `data_dir`
+            or not whole, or a `limit` out of range.
     """
     import tensorflow_datasets as tfds
 
-    images = _of_size(image_size, workers)
+    images = _of_size(image_size)
+    encoded = {"image": tfds.decode.SkipDecoding()}
+    splits = prepared.opened(images, reading.data_dir, instead="digits", decoders=encoded)
     train, test = (
         Stored(
-            f"{images.name} {split}",
-            grain.MapDataset.source(source),
+            title := f"{images.name} {split}",
+            grain.MapDataset.source(source).map_with_index(functools.partial(_placed, title)),
             functools.partial(training_record, size=image_size),
             functools.partial(evaluation_record, size=image_size),
-            workers,
+            reading.workers,
         )
-        for split, source in prepared.opened(
-            images, data_dir, instead="digits", decoders={"image": tfds.decode.SkipDecoding()}
-        ).items()
+        for split, source in splits.items()
     )
     task = images.task if standardize else images.task.without_standardization()
     return Dataset(images.name, task, first(train, limit), test)
 
 
-def described(
-    limit: int | None, *, image_size: int = 224, standardize: bool = True, workers: int = 0
-) -> Dataset:
+def described(limit: int | None, *, image_size: int = 224, standardize: bool = True) -> Dataset:
     """The same unread."""
-    return prepared.described(_of_size(image_size, workers), limit, standardize, held=False)
+    return prepared.described(_of_size(image_size), limit, standardize, held=False)
 
 
-def _of_size(image_size: int, workers: int) -> prepared.ImageSet:
-    for name, value, least in (("image_size", image_size, 1), ("workers", workers, 0)):
-        if value < least:
-            raise UsageError(f"{name} must be at least {least}, got {value}")
+def _of_size(image_size: int) -> prepared.ImageSet:
+    if image_size < 1:
+        raise UsageError(f"image_size must be at least 1, got {image_size}")
     shape = (image_size, image_size, 3)
     task = Classification(_CLASSES, shape, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
     return prepared.ImageSet("imagenet2012", "5.1.0", "validation", task, _COUNTS)
@@ -84,16 +74,32 @@ def _of_size(image_size: int, workers: int) -> prepared.ImageSet:
 # Records ----------------------------------------------------------------------------------------
 
 
+def _placed(title: str, number: int, record: dict) -> dict:
+    """The record, and where it lies."""
+    return {**record, "place": f"record {number} of {title}"}
+
+
 def training_record(record: dict, random: np.random.Generator, size: int):
     """A random part of the image, mirrored or not, and its label."""
     box_of = functools.partial(random_box, random=random)
-    image = decoded(record["image"], box_of, size)
+    image = _image(record, box_of, size)
     return image[:, ::-1] if random.random() < 0.5 else image, np.int32(record["label"])
 
 
 def evaluation_record(record: dict, size: int):
     """The middle of the image, and its label."""
-    return decoded(record["image"], central_box, size), np.int32(record["label"])
+    return _image(record, central_box, size), np.int32(record["label"])
+
+
+def _image(record: dict, box_of: Callable[[int, int], Box], size: int) -> np.ndarray:
+    try:
+        return decoded(record["image"], box_of, size)
+    except (OSError, SyntaxError) as error:  # what Pillow raises depends on the kind of file
+        name = record["file_name"].decode()
+        raise UsageError(
+            f"{record['place']}, {name}, is no image that can be decoded: {error}; copy the set "
+            f"into its folder again, or prepare it again from files of which {name} is whole"
+        ) from error
 
 
 def decoded(data: bytes, box_of: Callable[[int, int], Box], size: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """MNIST."""
 
 from experiments.data import prepared
-from experiments.data.records import Dataset
+from experiments.data.records import Dataset, Reading
 from experiments.tasks.classification import Classification
 
 _MNIST = prepared.ImageSet(
@@ -13,9 +13,9 @@ _MNIST = prepared.ImageSet(
 )
 
 
-def load(data_dir, cache_dir, limit: int | None, *, standardize: bool = True) -> Dataset:
+def load(reading: Reading, limit: int | None, *, standardize: bool = True) -> Dataset:
     """60,000 images of 28x28 pixels for training and 10,000 for testing."""
-    return prepared.load(_MNIST, data_dir, cache_dir, limit, standardize)
+    return prepared.load(_MNIST, reading, limit, standardize)
 
 
 def described(limit: int | None, *, standardize: bool = True) -> Dataset:

@@ -13,7 +13,7 @@ import numpy as np
 
 from experiments.data.described import Described
 from experiments.data.progress import chunks, reported
-from experiments.data.records import Dataset, checked_limit, first
+from experiments.data.records import Dataset, Reading, checked_limit, first
 from experiments.tasks.classification import Classification
 from experiments.usage import UsageError
 
@@ -39,25 +39,16 @@ class _Arrays(NamedTuple):
     test_labels: np.ndarray
 
 
-def load(
-    images: ImageSet,
-    data_dir: str | os.PathLike | None,
-    cache_dir: str | os.PathLike | None,
-    limit: int | None,
-    standardize: bool,
-) -> Dataset:
+def load(images: ImageSet, reading: Reading, limit: int | None, standardize: bool) -> Dataset:
     """Reads a set, or its cache.
 
     Raises:
         UsageError: the set is not prepared in `data_dir`, is not whole, or `limit` is out of range.
     """
-    read = functools.partial(_read, images, data_dir, limit)
-    if cache_dir is None:
-        arrays = read()
-    else:
-        part = "" if limit is None else f"-first{limit}"
-        name = f"{images.name}-{images.version}{part}.npz"
-        arrays = _cached(Path(cache_dir) / name, read)
+    part = "" if limit is None else f"-first{limit}"
+    name = f"{images.name}-{images.version}{part}"
+    read = functools.partial(_read, images, reading.data_dir, limit)
+    arrays = _Arrays(**cached(reading, name, lambda: read()._asdict()))
     task = images.task if standardize else images.task.without_standardization()
     return Dataset(images.name, task, arrays[:2], arrays[2:])
 
@@ -77,17 +68,21 @@ def described(images: ImageSet, limit: int | None, standardize: bool, held: bool
     return Dataset(images.name, task, first(train, limit), test)
 
 
-def _cached(path: Path, read: Callable[[], _Arrays]) -> _Arrays:
+def cached(reading: Reading, name: str, read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The arrays that `read` gives, or gave when the cache got a file of that name."""
+    if reading.cache_dir is None:
+        return read()
+    path = Path(reading.cache_dir) / f"{name}.npz"
     if path.exists():
         with np.load(path) as stored:
-            return _Arrays(*(stored[field] for field in _Arrays._fields))
+            return {**stored}
     arrays = read()
     path.parent.mkdir(parents=True, exist_ok=True)
     # A run that is killed, or one beside it, must never leave half a file under the final name.
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
     try:
         with partial.open("wb") as file:
-            np.savez(file, **arrays._asdict())
+            np.savez(file, **arrays)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

@@ -4,6 +4,7 @@ In the place of the arrays there can be anything with a length and with slices: 
 order of batches depends on nothing but a key, so a resumed run sees those it would have seen.
 """
 
+import os
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -12,6 +13,14 @@ from experiments.tasks import Task
 from experiments.usage import UsageError
 
 Records: TypeAlias = Any
+
+
+class Reading(NamedTuple):
+    """Where and how a set is read; the records are the same whatever it says."""
+
+    data_dir: str | os.PathLike | None = None
+    cache_dir: str | os.PathLike | None = None
+    workers: int = 0
 
 
 class Dataset(NamedTuple):

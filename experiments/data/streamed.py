@@ -98,9 +98,9 @@ class Streamed:
             filled = self._records.source.repeat()[: len(cut) * size]
             batches = _batches(filled.map(self._records.evaluate), size, self._part)
             found = []
-            with closing(_iterator(batches)) as iterator:  # workers would start anew each time
+            with closing(iterator(batches)) as read:  # workers would start anew each time
                 for _ in reported(self._records.title, cut, self.count):
-                    found.append(of_batch(_spread(next(iterator), self._devices), *arguments))
+                    found.append(of_batch(_spread(next(read), self._devices), *arguments))
                     jax.block_until_ready(found[-2:-1])  # the host stays one batch ahead, no more
             return joined(found)
 
@@ -130,7 +130,7 @@ class StreamedFeed:
             self.close()
             if workers := self._records.workers:
                 print(f"{self._records.title}: {workers} workers start", file=sys.stderr)
-            self._iterator = _iterator(self._batches[step:], workers)
+            self._iterator = iterator(self._batches[step:], workers)
         self._step = step + 1
         return _spread(next(self._iterator), self._devices)
 
@@ -155,7 +155,7 @@ def _batches(records: grain.MapDataset, batch: int, part: Part) -> grain.MapData
     return parts[part.index : steps * part.count : part.count].repeat()
 
 
-def _iterator(batches: grain.MapDataset, workers: int = 0) -> grain.DatasetIterator:
+def iterator(batches: grain.MapDataset, workers: int = 0) -> grain.DatasetIterator:
     """Batches in order, read ahead by worker processes, or else by threads."""
     threads = 0 if workers else _THREADS
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)

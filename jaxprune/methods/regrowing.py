@@ -49,13 +49,13 @@ def regrow(
     At updates `every`, 2 `every`, ... a fraction of the kept weights of each leaf is dropped, those
     of least magnitude, and as many are grown among all that aren't kept then: what was just dropped
     may stay, as in RigL's algorithm 1. A leaf keeps as many weights as its first mask, exactly.
-    Dropped weights are zero, and so are those that have just grown. What mirrors either of them in
-    the optimizer's state (moments, averages, copies of weights) is as `init` makes it for a weight
-    of zero. The optimizer gets the gradients of the kept weights, and zeros.
+    Pruned weights are zero. What mirrors them in the optimizer's state (moments, averages, copies
+    of weights) is as `init` makes it for a weight of zero, and so a weight that grows starts
+    afresh, at zero. The optimizer gets the gradients of the kept weights, and zeros.
 
-    Here every update is a step of the optimizer; RigL makes none where the mask changes. So its
-    counts and schedules agree with the training loop. The weights that stay are stepped, by the
-    gradient that the choice reads.
+    Every update is a step of the optimizer, under the mask that it has just chosen, by the gradient
+    that the choice read; RigL makes no step where the mask changes. So the optimizer's counts and
+    schedules agree with the training loop.
 
     Args:
       inner: the whole optimizer, such as `optax.adamw(1e-3)`. Of accumulated gradients the choice
@@ -97,8 +97,8 @@ def regrow(
     ...     params = optax.apply_updates(params, updates)
     ...     print(params["w"], optax.tree.get(state, "mask")["w"])
     [1. 3. 0.] [ True  True False]
-    [0. 3. 0.] [False  True  True]
     [0. 3. 0.5] [False  True  True]
+    [0. 3. 1.] [False  True  True]
     """
     if not isinstance(inner, optax.GradientTransformation):
         raise TypeError(f"`inner` must be an optax transformation, got {checks.described(inner)}")
@@ -123,12 +123,13 @@ def regrow(
         only_look = lambda: (state.mask, _look(state, params))
         branch = jnp.where(due, 2, jnp.where(state.count == 1, 1, 0))
         mask, problems = jax.lax.switch(branch, [wait, only_look, change])
-        staying = jax.tree.map(jnp.logical_and, state.mask, mask)
-        gradients, kept = (masks.apply_mask(tree, staying) for tree in (updates, params))
+        # From here on the new mask is enough, and may lie where the old one lay: a weight that has
+        # just grown is zero, and its moments are at rest, since it was pruned until now.
+        gradients, kept = (masks.apply_mask(tree, mask) for tree in (updates, params))
         # Before the optimizer's step: after it, its moments would be worked out twice.
-        inner_state = _at_rest(inner, state.inner_state, kept, staying)
+        inner_state = _at_rest(inner, state.inner_state, kept, mask)
         updates, inner_state = inner.update(gradients, inner_state, kept, **extra_args)
-        updates = keeping.pruned_updates(updates, params, staying)
+        updates = keeping.pruned_updates(updates, params, mask)
         count = optax.safe_increment(state.count)
         return updates, RegrowState(count, mask, problems, inner_state)
 
@@ -206,10 +207,10 @@ def _regrown(keep, weight, score, share) -> chex.ArrayTree:
     return selection.keep_largest(jnp.where(stays, jnp.inf, score), kept)
 
 
-def _at_rest(inner, inner_state, params, staying) -> optax.OptState:
-    """The state, as `init` makes it for a weight of zero where the weight doesn't stay."""
+def _at_rest(inner, inner_state, params, mask) -> optax.OptState:
+    """The state, as `init` makes it for a weight of zero where the mask prunes."""
     fresh = inner.init(params)
     reset = lambda leaf, first, keep: (
         leaf if keep is None else jnp.where(keep, leaf, first.astype(leaf.dtype))
     )
-    return jax.tree.map(reset, inner_state, fresh, mirrors.mirrored(inner_state, params, staying))
+    return jax.tree.map(reset, inner_state, fresh, mirrors.mirrored(inner_state, params, mask))

@@ -32,6 +32,13 @@ def test_command_line_changes_the_experiment(config):
     assert name == "small-digits-lenet300100-sparsity0.5-epochs3+4-seed7"
 
 
+def test_how_records_are_read_is_no_setting(config):
+    """So a run goes on with other folders and another number of workers."""
+    path = config(SMALL)
+    flags = ["--workers=3", "--data_dir=sets", "--cache_dir=cache"]
+    assert run.configured(run.parse([path, *flags])) == SMALL
+
+
 def test_epochs_skip_phases_that_train_nothing(config):
     experiment = dataclasses.replace(SMALL, phases=(Dense(5), PruneMagnitudes(), FineTune(6)))
     changed = run.configured(run.parse([config(experiment), "--epochs=1,2"]))

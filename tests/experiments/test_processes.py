@@ -16,9 +16,19 @@ import numpy as np
 import pytest
 
 from experiments import outcomes, processes
-from experiments.phases import TrainPattern
+from experiments.devices import Devices
+from experiments.phases import Reconstruct, TrainPattern
 from experiments.usage import UsageError
-from tests.experiments.runs import ROOT, SEARCH, SMALL, evaluated, outcome, rows
+from tests.experiments.runs import (
+    ROOT,
+    SEARCH,
+    SMALL,
+    evaluated,
+    initial,
+    kept_of,
+    outcome,
+    rows,
+)
 
 PHASES = (
     dataclasses.replace(SEARCH, draws=1),
@@ -143,6 +153,21 @@ def test_two_processes_killed_at_ten_moments_do_what_one_does(environment, confi
         kill(processes, which=chance.randrange(2))
     finished(environment, path, folder, processes=2)
     assert_same_run(folder, reference)
+
+
+@pytest.mark.slow
+def test_two_processes_reconstruct_a_network_with_batch_norm(environment, config, tmp_path):
+    """What the phase's function closes over, BatchNorm's averages, lies on all devices."""
+    phase = Reconstruct(records=64, batch=32, n=1, m=4, where="blocks/[01]/layers/0/conv/kernel")
+    path = config(dataclasses.replace(EXPERIMENT, model="resnet20", phases=(phase,)))
+    one, two = (finished(environment, path, tmp_path / f"{n}", n)[0] for n in (1, 2))
+    like = initial(model="resnet20")
+    found, expected = (
+        outcomes.load(folder / "network-0-reconstruct", like, Devices.all())
+        for folder in (two, one)
+    )
+    chex.assert_trees_all_equal(found, expected)
+    assert kept_of(found.mask) == kept_of(like.mask) - 2 * 3 * 3 * 16 * 12
 
 
 def lines(folder):

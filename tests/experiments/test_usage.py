@@ -87,6 +87,7 @@ WRONG = [
     ("run", "small.py --dataset=mnist --data_dir=gone", "mnist 3.0.1 is not prepared: no ArrayRec"),
     ("run", "small.py --reuse=gone", "--reuse: there is no folder gone"),
     ("run", "small.py --out=plain.txt", "--out: "),
+    ("run", "small.py --workers=-1", "workers must be at least 0, got -1"),
     # settings of phases and data sets
     ("run", "small.py --set=search", "--set needs =value after one of ['search.epochs', "),
     ("run", "small.py --set=search.epoch=3", "got 'search.epoch=3'; did you mean search.epochs?"),

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import jaxprune as jp
-from experiments.flops import flops
+from experiments.costs.flops import flops
 from tests.networks import nets
 
 pytestmark = pytest.mark.usefixtures("relaxed_promotion")

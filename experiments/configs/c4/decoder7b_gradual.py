@@ -3,7 +3,7 @@
     python -m experiments.run experiments/configs/c4/decoder7b_gradual.py --data_dir=...
 
 For a pod; its step has been compiled for one, but nobody has run it. A step sees a million bytes,
-an epoch a gigabyte.
+an epoch a gigabyte, which is read from disk as it is needed; --limit takes more.
 """
 
 from experiments.experiment import Experiment

@@ -30,19 +30,24 @@ def encoded(image, form="png"):
     return file.getvalue()
 
 
-def prepare(folder, name, version, image_shape, splits, shards=1):
-    """Writes a small set of images under the name of a stock one; each label once a split."""
+def prepare(folder, name, version, image_shape, splits, shards=1, file_of=None):
+    """Writes a small set of images under the name of a stock one; each label once a split.
+
+    `file_of(label)` is the file of an image, a PNG by default.
+    """
     import tensorflow_datasets as tfds
 
     features = {
         "image": tfds.features.Image(shape=image_shape),
         "label": tfds.features.ClassLabel(num_classes=100),
+        "file_name": tfds.features.Text(),
     }
+    file_of = file_of or (lambda label: encoded(record_image(label, image_shape)))
 
     def records(count):
         for label in range(count):
-            image = io.BytesIO(encoded(record_image(label, image_shape)))
-            yield {"image": image, "label": label}
+            image = io.BytesIO(file_of(label))
+            yield {"image": image, "label": label, "file_name": f"{label}.JPEG"}
 
     of_splits = {split: records(count) for split, count in splits.items()}
     image_sets.prepare(folder, name, version, features, of_splits, shards)

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from experiments import data, outcomes, run, training
+from experiments import data, outcomes, run
 from experiments.data import imagenet
-from experiments.data.streamed import StreamedFeed
 from experiments.devices import Devices
 from experiments.experiment import CONFIGS, Experiment
 from experiments.phases import Dense
-from tests.experiments.data.stored import encoded, record_image
+from experiments.usage import UsageError
+from tests.experiments.data.stored import PREPARED, encoded, prepare, record_image
 
 sides = st.integers(1, 5000)
 whole = lambda width, height: (0.0, 0.0, width, height)
@@ -154,28 +154,30 @@ def test_workers_read_what_threads_read(prepared):
         feed.close()
 
 
+@pytest.mark.parametrize(("form", "cut"), [("jpeg", 700), ("png", 700), ("png", 0)])
+def test_a_damaged_image_is_said_in_one_line(tmp_path, form, cut):
+    file_of = lambda label: encoded(record_image(label, (None, None, 3)), form)[: cut or None]
+    damaged = lambda label: b"no image" if label == 2 else file_of(label)
+    splits = {"train": 4, "validation": 3}
+    prepare(tmp_path, *PREPARED[-1][:3], splits, file_of=file_of if cut else damaged)
+    dataset = data.load("imagenet2012", tmp_path, image_size=8)
+    train, test = (data.source(each, Devices.all()) for each in (dataset.train, dataset.test))
+    feed = train.feed(4, jax.random.key(0))
+    with pytest.raises(UsageError, match=r"^record \d of imagenet2012 train, \d\.JPEG, is no"):
+        feed.payload(0)
+    feed.close()
+    with pytest.raises(UsageError, match=r"^record \d of imagenet2012 validation, \d\.JPEG, is no"):
+        test.scorer(lambda records: records[1], 8)()
+
+
 # Runs -------------------------------------------------------------------------------------------
 
 TRAINED = Experiment("lenet300100", "imagenet2012", (Dense(epochs=2, batch=4),), evaluations=2)
 
 
-@pytest.fixture
-def handed_out(monkeypatch):
-    """The steps that feeds are asked for, and what they hand out."""
-    found, payload = [], StreamedFeed.payload
-
-    def noting(self, step):
-        records = payload(self, step)
-        found.append((step, jax.device_get(records)))
-        return records
-
-    monkeypatch.setattr(StreamedFeed, "payload", noting)
-    return found
-
-
 @pytest.mark.usefixtures("relaxed_promotion", "one_device", "no_pictures")
 def test_a_stopped_run_goes_on_with_the_very_next_record(
-    prepared, config, tmp_path, monkeypatch, handed_out
+    prepared, config, tmp_path, stopped_before, handed_out
 ):
     flags = [f"--data_dir={prepared}", "--set=dataset.image_size=8", "--holdout=2"]
     command = [config(TRAINED), *flags]
@@ -183,19 +185,9 @@ def test_a_stopped_run_goes_on_with_the_very_next_record(
     expected, handed_out[:] = [*handed_out], []
     assert [step for step, _ in expected] == [*range(10)]
 
-    class Interrupted(Exception):
-        pass
-
-    def save_and_stop(self, step, state):
-        if step == 7:  # the second record of the second epoch is the next
-            self._checkpointer.save(step, state)
-            raise Interrupted
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training.Checkpoints, "save_if_due", save_and_stop)
-        with pytest.raises(Interrupted):
-            run.main([*command, f"--out={tmp_path / 'stopped'}"])
-    run.main([*command, f"--out={tmp_path / 'stopped'}"])
+    stop = [*command, f"--out={tmp_path / 'stopped'}"]
+    stopped_before(7, lambda: run.main(stop))  # the second record of the second epoch is the next
+    run.main(stop)
     assert [step for step, _ in handed_out] == [*range(10)]
     chex.assert_trees_all_equal(handed_out, expected)
     task = data.load("imagenet2012", prepared, image_size=8).task

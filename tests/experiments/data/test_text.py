@@ -51,7 +51,7 @@ def test_a_file_is_for_training_or_for_testing_alike_everywhere(small_library):
     (small_library / "more.py").write_text("more\n")
     again = text.library()
     for before, after in zip((train, test), again, strict=True):
-        assert [each for each in after if each != b"more\n\0"] == before
+        assert [each for each in after if each != b"more\n"] == before
 
 
 def test_fewer_records_are_spread_over_all_of_the_text(small_library):
@@ -76,37 +76,35 @@ def test_the_real_library_is_large():
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """A folder with two small sets of text."""
+    """A folder with small sets of text."""
     folder = tmp_path_factory.mktemp("text")
     prepare_text(folder, "lm1b", None, "1.1.0", {"train": 9, "test": 3})
+    prepare_text(folder, "tiny_shakespeare", None, "1.0.0", {"train": 4, "test": 2})
     prepare_text(folder, "c4", "en", "3.1.0", {"train": 5, "validation": 2})
     return folder
 
 
-@pytest.mark.parametrize(("name", "count"), [("lm1b", 9), ("c4/en", 5)])
-def test_prepared_text_is_read_to_the_byte(prepared, name, count):
+def all_of(records):
+    """The records of a split in memory or on disk."""
+    on_disk = isinstance(records, data.Stored)
+    return np.stack([records.source[i] for i in range(len(records))]) if on_disk else records
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "stored"),
+    [("lm1b", 9, True), ("c4/en", 5, True), ("tiny_shakespeare", 4, False)],
+)
+def test_prepared_text_is_read_to_the_byte(prepared, name, count, stored):
     dataset = data.load(name, prepared, context=3)
-    documents = as_text(dataset.train).split("\0")
+    assert isinstance(dataset.train, data.Stored) is isinstance(dataset.test, data.Stored) is stored
+    train, test = all_of(dataset.train), all_of(dataset.test)
+    documents = as_text(train).split("\0")
     wanted = {f"document {number}" for number in range(count)}
     assert {*documents[:-1]} == wanted if documents[-1] == "" else {*documents[:-1]} < wanted
     assert dataset.name == name and dataset.task == data.load("python", context=3).task
     few = data.load(name, prepared, context=3, limit=2, test_records=1)
-    np.testing.assert_array_equal(few.train, dataset.train[:2])
-    np.testing.assert_array_equal(few.test, dataset.test[:1])
-
-
-def test_no_more_documents_are_read_than_are_needed(prepared, monkeypatch):
-    read = []
-    documents = text._documents
-
-    def counted(title, source):
-        for each in documents(title, source):
-            read.append(title)
-            yield each
-
-    monkeypatch.setattr(text, "_documents", counted)
-    data.load("lm1b", prepared, context=10, limit=2, test_records=1)
-    assert read == ["lm1b train"] * 2 + ["lm1b test"]
+    np.testing.assert_array_equal(all_of(few.train), train[:2])
+    np.testing.assert_array_equal(all_of(few.test), test[:1])
 
 
 @pytest.mark.parametrize(
@@ -118,6 +116,10 @@ def test_no_more_documents_are_read_than_are_needed(prepared, monkeypatch):
         ("python", {"test_records": 0}, "test_records must be between 1 and the"),
         ("python", {"standardize": False}, "python has no option 'standardize'"),
         ("lm1b", {"context": 10, "limit": 1_000}, "limit must be between 1 and the 9 training"),
+        ("lm1b", {"context": 10, "limit": 0}, "limit must be between 1 and the 9 training"),
+        ("lm1b", {"context": 10, "test_records": -1}, "test_records must be between 1 and the"),
+        ("lm1b", {"context": 0}, "context must be at least 1, got 0"),
+        ("lm1b", {"context": 99}, "context must be between 1 and the 98 bytes"),
         ("wiki40b/en", {}, "wiki40b/en 1.3.0 is not prepared: .* or load 'python'"),
     ],
 )

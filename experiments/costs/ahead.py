@@ -13,17 +13,19 @@ import importlib.util
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
 
-from experiments import compiled, data, hlo, training
+from experiments import data, training
+from experiments.costs.flops import flops
+from experiments.costs.hlo import Collective, Program
+from experiments.costs.traffic import traffic
 from experiments.devices import Devices
 from experiments.experiment import Experiment
-from experiments.flops import flops
 from experiments.log import announced
 from experiments.phases.base import Network, Tree
 from experiments.room import Room, initial_network
@@ -117,13 +119,12 @@ def of_phase(phase: Any, network: Network, experiment: Experiment, room: Room, l
 
 def _read(step: Step, program: jax.stages.Compiled, state: Tree, payload: Tree) -> Step:
     """The step with what the compiled program says."""
-    text = program.as_text() or ""
-    read = hlo.Program(text)
+    read = Program(program.as_text() or "")
     records = {leaf.size for leaf in jax.tree.leaves(payload)}
-    sizes = {entries for entries, _ in compiled.arrays(compiled.in_memory(text))} - records
+    sizes = {array.entries for array in read.in_memory()} - records
     return step._replace(
         temporary=held_besides(program.memory_analysis()),
-        traffic=read.traffic(),
+        traffic=traffic(read),
         collectives=summed(read.collectives()),
         largest_array=max(sizes) / max(leaf.size for leaf in jax.tree.leaves(state)),
     )
@@ -154,7 +155,7 @@ def _itemsize(leaf) -> int:
     return leaf.dtype.itemsize
 
 
-def summed(collectives) -> dict[str, tuple[int, float]]:
+def summed(collectives: Iterable[Collective]) -> dict[str, tuple[int, float]]:
     """Of each kind, how many run in a step and their bytes."""
     found: dict[str, tuple[int, float]] = collections.defaultdict(lambda: (0, 0.0))
     for name, size, runs in collectives:

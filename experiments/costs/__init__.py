@@ -1,0 +1,1 @@
+"""What programs cost before and after they are compiled: operations, memory, bytes that move."""
