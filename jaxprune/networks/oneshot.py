@@ -14,13 +14,14 @@ from jaxprune.networks.layerwise import Problem
 from jaxprune.networks.reconstruction import closed_form
 from jaxprune.networks.sparsegpt import sparsegpt
 from jaxprune.networks.targets import Target
+from jaxprune.patterns.targets import NM
 from jaxprune.trees import masks
 
 
 def prune_layers(
     apply: Callable[[chex.ArrayTree, Any], Any],
     params: chex.ArrayTree,
-    sparsity: float | str | chex.ArrayTree,
+    sparsity: float | str | NM | chex.ArrayTree,
     batches: Sequence[Any],
     *,
     sequential: bool = True,

@@ -24,7 +24,7 @@ SCOPES = ("layer", "outputs")
 class Fraction(NamedTuple):
     """All but a fraction: of the layer, or of the weights of each output."""
 
-    sparsity: float
+    sparsity: Any  # a number
     scope: str
 
     def mask(self, scores: jax.Array, channels: int) -> jax.Array:
@@ -101,7 +101,9 @@ def of_leaves(params: chex.ArrayTree, sparsity: Any, where, scope: str) -> list[
 def _of_layer(target: targets.Target, scope: str) -> Target:
     targets.check_constant(target)
     if isinstance(target, targets.Fraction):
-        return Fraction(float(target.sparsity), scope)
+        sparsity: Any = target.sparsity
+        return Fraction(float(sparsity), scope)
     if isinstance(target, targets.NM) and target.axis == "inputs":
-        return Pattern(target.n, target.m, target.transposable)
+        n: Any = target.n
+        return Pattern(n, target.m, target.transposable)
     raise ValueError(f"layers are pruned to a fraction or to n of every m inputs, got {target}")

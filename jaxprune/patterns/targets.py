@@ -275,7 +275,8 @@ def target(sparsity: Any) -> Target:
             raise ValueError(
                 f"`sparsity` must be a fraction or a pattern such as '2:4', got {sparsity!r}"
             )
-        return NM(*map(int, match.groups()))
+        n, m = map(int, match.groups())
+        return NM(n, m)
     return Fraction(sparsity)
 
 
