@@ -15,12 +15,14 @@ class PruneAtStart(OneShot):
     """The mask of a network that hasn't been trained. Trains nothing.
 
     `by` is "snip" or "grasp", of the gradients of some training records, or "random", which keeps
-    in each leaf what its `densities` say: "uniform", or "erk", which depend on its shape.
+    in each leaf what its `densities` say: "uniform", or "erk", which depend on its shape. GraSP's
+    logits are divided by `temperature`: without it confident mistakes of random weights decide.
     """
 
     by: str = "snip"
     densities: str = "erk"
     records: int = 1000
+    temperature: float = 200.0
     seed: int = 0
     name: str = "start"
 
@@ -44,8 +46,12 @@ class PruneAtStart(OneShot):
     def _by_gradients(self, network, sparsity, room):
         records = room.train.first(min(self.records, room.train.count))
         batch = room.task.batch(records, jax.random.key(self.seed))
-        loss = lambda weights: room.loss(weights, network.rest, batch)[0]
-        weights = network.weights
+        weights, cooled = network.weights, self.temperature if self.by == "grasp" else 1.0
+
+        def loss(weights):
+            run = lambda inputs, train: room.run(weights, network.rest, inputs, train)[0] / cooled
+            return room.task.loss(run, batch)
+
         if self.by == "snip":
             how = {"score": "saliency", "grad": jax.grad(loss)(weights)}
         else:
