@@ -2,8 +2,8 @@
 
 The devices are set before JAX is first used; JAX_PLATFORMS in the environment chooses others. The
 doctests of jaxprune/ run under JAX's own promotion rules, as a user would run them. What one test
-or one run has compiled, others find in `.pytest_cache`. With `ONE_CASE_IN=6` in the environment
-each test runs on a sixth of its parameters: which versions of JAX it works with shows on these.
+or one run has compiled, others find in `.pytest_cache`. With `ONE_CASE_IN=12` in the environment
+each test runs on a twelfth of its parameters: which versions of JAX it works with shows on these.
 """
 
 import collections
@@ -16,6 +16,8 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+# JAX 0.9 says so much of each program that it finds there that a pipe would be full.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import hypothesis
 import jax

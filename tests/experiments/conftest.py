@@ -51,8 +51,6 @@ def environment(compiled_programs):
         "JAX_COMPILATION_CACHE_DIR": str(compiled_programs),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        # JAX 0.9 says so much of each program that it loads that a pipe would be full.
-        "TF_CPP_MIN_LOG_LEVEL": "3",
     }
 
 

@@ -94,7 +94,7 @@ def test_equal_patterns_in_a_tree_are_those_of_a_whole_tree():
     sparsity=st.floats(0, 1),
     seed=st.integers(0, 9),
 )
-@hypothesis.settings(max_examples=30, deadline=None)
+@hypothesis.settings(max_examples=10)
 def test_tiles(shape, block, sparsity, seed):
     """Those of the largest mean stay, also where a side doesn't divide."""
     weights = np.random.default_rng(seed).normal(size=shape).astype(np.float32)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 import jaxprune as jp
-from experiments.flops import flops
+from experiments.costs.flops import flops
 from tests.networks import nets
 
 pytestmark = pytest.mark.usefixtures("relaxed_promotion")
@@ -121,3 +121,19 @@ def test_the_table_of_a_network():
         ["others", "12", "12", "0", "0"],
         ["total", "8", "30", "26.667%", "120", "44", "300", "80"],
     ]
+
+
+def test_the_first_and_the_last_layer_stay_dense_by_the_order_of_the_program():
+    """Names and the tree's order say nothing: the first leaf used is the last one of the tree."""
+    params = {name: normal(8, 8) for name in "abcd"} | {"bias": normal(8)}
+
+    def apply(params, x):
+        for name in "dcab":
+            x = jnp.tanh(x @ params[name].T + params["bias"][None])
+        return x
+
+    where = jp.inner_layers(apply, params, X)
+    assert [name for name in params if where(name, params[name])] == ["a", "c"]
+    shapes = jax.eval_shape(lambda: params)
+    again = jp.inner_layers(apply, shapes, jax.eval_shape(lambda: X))
+    assert [name for name in params if again(name, params[name])] == ["a", "c"]

@@ -355,7 +355,12 @@ def test_an_embedding_that_is_only_looked_up_is_refused():
 
 
 @pytest.mark.parametrize(
-    "method, sparsity", [("wanda", 0.5), ("sparsegpt", 0.5), ("admm", TRANSPOSABLE)]
+    "method, sparsity",
+    [
+        ("wanda", 0.5),
+        ("sparsegpt", 0.5),
+        pytest.param("admm", TRANSPOSABLE, marks=pytest.mark.slow),
+    ],
 )
 def test_outputs_over_devices(method, sparsity):
     """The same masks as on one device, and results that lie like the parameters."""

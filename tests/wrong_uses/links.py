@@ -78,6 +78,8 @@ ROWS = {
         lambda: jp.keep_sparse(MASK, where="kernel").init(PARAMS), "leave out `where`"),
     "keep_sparse, None everywhere": value(
         lambda: jp.keep_sparse(jax.tree.map(lambda _: None, PARAMS)).init(PARAMS), "None"),
+    "grasp_scores, parameters first": kind(
+        lambda: jp.grasp_scores(PARAMS, lambda params: 0.0), "`loss`", "function", "dict"),
     "prune_to by movement": value(
         lambda: jp.prune_to(PARAMS, 0.5, score="movement"), "'movement'", "keep_sparse"),
     "prune_to of a schedule": kind(lambda: jp.prune_to(PARAMS, SCHEDULE), "sparsity", "function"),

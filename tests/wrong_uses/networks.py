@@ -54,6 +54,10 @@ ROWS = {
         lambda: jp.channel_cost(channels(), FOUR, of="bytes"), "flops", "parameters", "'bytes'"),
     "channel_cost, keep first": kind(
         lambda: jp.channel_cost(FOUR, channels()), "`channels`", "`channel_groups`", "tuple"),
+    "inner_layers, parameters first": kind(
+        lambda: jp.inner_layers(TWO, two_layers, X), "`apply`", "function", "dict"),
+    "inner_layers of two": value(
+        lambda: jp.inner_layers(two_layers, TWO, X), "2 products", "leave out `inner_layers`"),
     "leaf_flops, parameters first": kind(
         lambda: jp.leaf_flops(TWO, two_layers, X), "`apply`", "function", "dict"),
     "leaf_flops of None": kind(lambda: jp.leaf_flops(apply, None, X), "the parameters", "None"),

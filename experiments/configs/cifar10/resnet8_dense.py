@@ -1,5 +1,9 @@
 """A ResNet-8 on CIFAR-10, the yardstick for the classics: eight epochs for each method.
 
+    python -m experiments.run experiments/configs/cifar10/resnet8_dense.py --data_dir=...
+
+All of them at four sparsities, in one table and one picture:
+
     python -m experiments.sweep experiments/configs/cifar10/resnet8_*.py \
         --sparsities=0.8,0.9,0.95,0.98 --seeds=0 --out=runs/classics --data_dir=...
 
