@@ -2,8 +2,8 @@
 
 The devices are set before JAX is first used; JAX_PLATFORMS in the environment chooses others. The
 doctests of jaxprune/ run under JAX's own promotion rules, as a user would run them. What one test
-or one run has compiled, others find in `.pytest_cache`. With `ONE_CASE_IN=12` in the environment
-each test runs on a twelfth of its parameters: which versions of JAX it works with shows on these.
+or one run has compiled, others find in `.pytest_cache`. With `ONE_CASE_IN=6` in the environment
+a sixth of the cases of each file run: which versions of JAX it works with shows on these.
 """
 
 import collections
@@ -37,13 +37,12 @@ hypothesis.settings.load_profile("jaxprune")
 
 
 def pytest_collection_modifyitems(config, items):
-    """Of each test the first case, and every so many after it."""
+    """Of each file the first case, and every so many after it."""
     every, seen = int(os.environ.get("ONE_CASE_IN", 1)), collections.Counter()
 
     def chosen(item):
-        name = item.nodeid.partition("[")[0]
-        seen[name] += 1
-        return seen[name] % every == 1 % every
+        seen[item.path] += 1
+        return seen[item.path] % every == 1 % every
 
     parts = {True: [], False: []}
     for item in items:
