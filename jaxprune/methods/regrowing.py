@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxprune.methods import keeping, mirrors
+from jaxprune.methods import keeping, mirrors, scores
 from jaxprune.trees import checks, masks, sampling, selection, wide
 from jaxprune.trees.report import Problem
 
@@ -144,7 +144,7 @@ def _look(state, params) -> jax.Array:
 
 def _change(state, params, gradients, share, score_of):
     """The next mask, and the problems; where no mask can be chosen, the one in force."""
-    weights, gradients = _chosen(params, state.mask), _chosen(gradients, state.mask)
+    weights, gradients = scores.prunable(params, state.mask), scores.prunable(gradients, state.mask)
     valid = (share >= 0) & (share <= 1)
     is_nan = lambda w, g: jnp.any(jnp.isnan(w) | jnp.isnan(g))
     nans = jax.tree.map(is_nan, weights, gradients)
@@ -162,10 +162,6 @@ def _change(state, params, gradients, share, score_of):
     nan = jnp.any(jnp.stack(jax.tree.leaves(nans)))
     found = Problem.BUDGET * (~valid).astype(jnp.int32) | Problem.NAN * nan.astype(jnp.int32)
     return mask, _look(state, params) | found
-
-
-def _chosen(tree: chex.ArrayTree, mask: chex.ArrayTree) -> chex.ArrayTree:
-    return jax.tree.map(lambda x, keep: None if keep is None else x, tree, mask)
 
 
 def _growth(by, key):
