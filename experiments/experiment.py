@@ -110,11 +110,18 @@ def _place(path: Path, error: Exception) -> str:
 
 
 def with_epochs(experiment: Experiment, text: str) -> Experiment:
-    """The experiment with other numbers of epochs for the phases that train."""
-    names = [phase.name for phase in experiment.phases if phase.epochs]
+    """The experiment with other epochs for the phases that train: "4,2", or "x4" for 4 times."""
+    trained = [phase for phase in experiment.phases if phase.epochs]
+    factor = text.removeprefix("x")
     numbers = text.split(",")
-    if len(numbers) != len(names) or not all(n.isdecimal() and int(n) for n in numbers):
-        raise UsageError(f"--epochs needs a positive number for each of {names}, got {text!r}")
+    if text.startswith("x") and factor.isdecimal():
+        numbers = [str(phase.epochs * int(factor)) for phase in trained]
+    if len(numbers) != len(trained) or not all(n.isdecimal() and int(n) for n in numbers):
+        names = [phase.name for phase in trained]
+        raise UsageError(
+            f"--epochs needs a positive number for each of {names}, or a factor for all such as "
+            f"x4, got {text!r}"
+        )
     remaining = map(int, numbers)
     phases = (
         dataclasses.replace(phase, epochs=next(remaining)) if phase.epochs else phase

@@ -133,6 +133,10 @@ def after_phase(
             checkpoints.saved_in(of_phase, checkpoint_seconds, room.devices),
         )
     else:
+        if phase.returns_to is not None:
+            earlier = folder / outcomes.outcome_name(experiment, phase.returns_to)
+            then = outcomes.load(earlier, network, room.devices)
+            network = then._replace(mask=network.mask)
         network = applied(phase, network, experiment, room)
     if not finished:
         network = room.devices.placed(network)
@@ -151,8 +155,13 @@ def applied(phase: Any, network: Network, experiment: Experiment, room: Room) ->
 
 
 def check(experiment: Experiment, network: Network, room: Room) -> None:
-    """Raises a UsageError if a phase that trains can't begin with a network of these shapes."""
-    for phase in experiment.phases:
+    """Raises a UsageError if a phase can't follow those before it, or begin with these shapes."""
+    for number, phase in enumerate(experiment.phases):
+        if not phase.epochs and (phase.returns_to or 0) >= max(number, 1):
+            raise UsageError(
+                f"{phase.name}: returns_to must be a phase before it, which is phase {number}, "
+                f"from 0, got {phase.returns_to}"
+            )
         if phase.epochs:
             room.check(phase)
             steps = training.Steps.of(phase, room.train.count, experiment)
@@ -249,7 +258,9 @@ def parser() -> Parser:
     )
     parser.add_argument("--out", help="folder of this run (default: runs/<its settings>)")
     parser.add_argument("--checkpoint_seconds", type=float, default=60.0)
-    parser.add_argument("--epochs", help="epochs of the phases that train, such as 20,20")
+    parser.add_argument(
+        "--epochs", help="of the phases that train, such as 20,20, or x4: four times"
+    )
     parser.add_argument(
         "--set",
         action="append",

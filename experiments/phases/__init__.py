@@ -11,8 +11,10 @@ from experiments.phases.gumbel import Extract as Extract
 from experiments.phases.hoyer import Regularize as Regularize
 from experiments.phases.hoyer import Threshold as Threshold
 from experiments.phases.learned_patterns import LearnPattern as LearnPattern
+from experiments.phases.magnitude import PruneAlternately as PruneAlternately
 from experiments.phases.magnitude import PruneGradually as PruneGradually
 from experiments.phases.magnitude import PruneMagnitudes as PruneMagnitudes
+from experiments.phases.magnitude import Rewind as Rewind
 from experiments.phases.nm import PrunePattern as PrunePattern
 from experiments.phases.nm import TrainPattern as TrainPattern
 from experiments.phases.probmask import Search as Search

@@ -47,11 +47,13 @@ class Network(NamedTuple):
 class OneShot:
     """A phase that trains nothing.
 
-    One with `whole_leaves` reads leaves on the host, and gets them whole on every device.
+    One with `whole_leaves` reads leaves on the host, and gets them whole on every device. One that
+    `returns_to` an earlier phase, by its number, gets the outcome of that one under the last mask.
     """
 
     epochs = 0
     whole_leaves = False
+    returns_to: int | None = None
 
     def apply(self, network: Network, sparsity: float, room) -> Network:
         """The network with another mask, other weights or another rest."""

@@ -11,13 +11,39 @@ from experiments.phases.dense import Dense
 
 @dataclasses.dataclass(frozen=True)
 class PruneMagnitudes(OneShot):
-    """The largest magnitudes of the whole network stay. Trains nothing."""
+    """The largest magnitudes of the whole network stay. Trains nothing.
 
+    It goes a `part` of the way: the density is that of the run to this power. Of three rounds that
+    keep the same fraction each, the first has a part of 1/3, the second of 2/3.
+    """
+
+    part: float = 1.0
     name: str = "magnitude"
+
+    def __post_init__(self):
+        if not 0 < self.part <= 1:
+            raise ValueError(f"part must be in (0, 1], got {self.part}")
 
     def apply(self, network: Network, sparsity: float, room) -> Network:
         """The network with the mask of its largest weights."""
-        return network._replace(mask=jp.prune_to(network.weights, sparsity, where=KERNELS)[1])
+        reached = 1 - (1 - sparsity) ** self.part if self.part < 1 else sparsity
+        weights = network.masked_weights()
+        return network._replace(mask=jp.prune_to(weights, reached, where=KERNELS)[1])
+
+
+@dataclasses.dataclass(frozen=True)
+class Rewind(OneShot):
+    """Weights and statistics as they were after an earlier phase, under the last mask.
+
+    Trains nothing. `returns_to` counts phases from 0.
+    """
+
+    returns_to: int | None = 0
+    name: str = "rewind"
+
+    def apply(self, network: Network, sparsity: float, room) -> Network:
+        """The network of then, with zeros where the mask of now prunes."""
+        return network._replace(weights=network.masked_weights())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,11 +63,15 @@ class PruneGradually(Dense):
     straight_through: bool = False
     name: str = "gradual"
 
+    def schedule(self, sparsity: float, steps: int) -> tuple[optax.Schedule, int]:
+        """The sparsity over the steps, and how many of them a mask stands."""
+        return rising(sparsity, self.dense_until, self.reach_sparsity_at, steps), self.every
+
     def links(self, network, sparsity, steps, room):
         """As for dense training, with the largest scores kept."""
-        schedule = rising(sparsity, self.dense_until, self.reach_sparsity_at, steps)
+        schedule, every = self.schedule(sparsity, steps)
         keep = jp.keep_sparse(
-            schedule, score=self.score, scope=self.scope, every=self.every, where=KERNELS
+            schedule, score=self.score, scope=self.scope, every=every, where=KERNELS
         )
         inner = super().links(network, sparsity, steps, room)
         if self.straight_through:
@@ -55,3 +85,26 @@ class PruneGradually(Dense):
     def end(self, weights, network, sparsity, key, score):
         """The trained network with the mask of what isn't zero."""
         return network._replace(weights=weights, mask=nonzero(weights, network.mask))
+
+
+@dataclasses.dataclass(frozen=True)
+class PruneAlternately(PruneGradually):
+    """Dense and sparse training by turns (AC/DC, Peste et al., 2021).
+
+    Dense at first, then a turn sparse, a turn dense, and so on, sparse in the end. Each sparse turn
+    chooses its mask anew. Fractions are of the phase's steps.
+    """
+
+    dense_until: float = 0.1
+    sparse_from: float = 0.75
+    turn: float = 0.05
+    name: str = "alternate"
+
+    def schedule(self, sparsity, steps):
+        """No sparsity or all of it, in whole turns."""
+        every = max(round(self.turn * steps), 1)
+        begin, end = (
+            max(round(fraction * steps / every), 1) * every
+            for fraction in (self.dense_until, self.sparse_from)
+        )
+        return jp.alternating_sparsity(sparsity, begin, end, every=every), every
