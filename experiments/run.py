@@ -157,21 +157,23 @@ def applied(phase: Any, network: Network, experiment: Experiment, room: Room) ->
 def check(experiment: Experiment, network: Network, room: Room) -> None:
     """Raises a UsageError if a phase can't follow those before it, or begin with these shapes."""
     for number, phase in enumerate(experiment.phases):
-        if not phase.epochs and (phase.returns_to or 0) >= max(number, 1):
-            raise UsageError(
-                f"{phase.name}: returns_to must be a phase before it, which is phase {number}, "
-                f"from 0, got {phase.returns_to}"
-            )
         if phase.epochs:
             room.check(phase)
-            steps = training.Steps.of(phase, room.train.count, experiment)
-            try:
-                jax.eval_shape(functools.partial(_begun, phase, experiment, steps, room), network)
-            except ValueError as error:
-                raise UsageError(f"{phase.name}: {error}") from error
+        elif phase.returns_to not in (None, *range(number)):
+            raise UsageError(
+                f"{phase.name}: returns_to must be a phase before it, of 0 to {number - 1}, "
+                f"got {phase.returns_to}"
+            )
+        try:
+            jax.eval_shape(functools.partial(_begun, phase, experiment, room), network)
+        except ValueError as error:
+            raise UsageError(f"{phase.name}: {error}") from error
 
 
-def _begun(phase, experiment, steps, room, network):
+def _begun(phase, experiment, room, network):
+    if not phase.epochs:
+        return phase.mask(network)
+    steps = training.Steps.of(phase, room.train.count, experiment)
     params = phase.begin(network, experiment.sparsity)
     return phase.links(network, experiment.sparsity, steps.total, room).init(params)
 

@@ -55,6 +55,10 @@ class OneShot:
     whole_leaves = False
     returns_to: int | None = None
 
+    def mask(self, network: Network) -> Tree:
+        """The mask it works with. Traced before a run: what can't be had is said then."""
+        return network.mask
+
     def apply(self, network: Network, sparsity: float, room) -> Network:
         """The network with another mask, other weights or another rest."""
         raise NotImplementedError

@@ -43,6 +43,8 @@ def test_epochs_skip_phases_that_train_nothing(config):
     experiment = dataclasses.replace(SMALL, phases=(Dense(5), PruneMagnitudes(), FineTune(6)))
     changed = run.configured(run.parse([config(experiment), "--epochs=1,2"]))
     assert changed.phases == (Dense(1), PruneMagnitudes(), FineTune(2))
+    longer = run.configured(run.parse([config(experiment), "--epochs=x4"]))
+    assert longer.phases == (Dense(20), PruneMagnitudes(), FineTune(24))
 
 
 def test_command_line_sets_fields_of_phases_and_options_of_the_data_set(config):

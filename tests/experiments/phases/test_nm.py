@@ -1,6 +1,7 @@
 import pytest
 
-from experiments.phases import TrainPattern
+from experiments.phases import Dense, PrunePattern, Reconstruct, TrainPattern
+from experiments.usage import UsageError
 from tests.experiments.phases.patterns import HIDDEN, check_pattern
 from tests.experiments.runs import run_phases
 
@@ -27,3 +28,10 @@ def test_training_keeps_the_pattern(straight_through, transposable, tmp_path):
     assert network.mask["fc3"]["kernel"][...].all()
     assert result["accuracy"] > 0.8
     assert result["problems"] == []
+
+
+@pytest.mark.parametrize("phase", [PrunePattern(where="bias"), Reconstruct(n=5)])
+def test_patterns_that_no_leaf_can_have_are_refused_before_the_run(phase, tmp_path):
+    with pytest.raises(UsageError, match=f"{phase.name}: (no leaf can be pruned|.*5)"):
+        run_phases(tmp_path, Dense(epochs=1, batch=64), phase)
+    assert not any(tmp_path.iterdir())
