@@ -53,7 +53,11 @@ class OneShot:
 
     epochs = 0
     whole_leaves = False
-    returns_to: int | None = None
+
+    @property
+    def returns_to(self) -> int | None:
+        """The earlier phase, if it goes back to one."""
+        return None
 
     def mask(self, network: Network) -> Tree:
         """The mask it works with. Traced before a run: what can't be had is said then."""

@@ -38,7 +38,7 @@ class Rewind(OneShot):
     Trains nothing. `returns_to` counts phases from 0.
     """
 
-    returns_to: int | None = 0
+    returns_to: int = 0
     name: str = "rewind"
 
     def apply(self, network: Network, sparsity: float, room) -> Network:

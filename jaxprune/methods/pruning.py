@@ -13,7 +13,7 @@ import optax
 
 from jaxprune.methods import keeping, scores
 from jaxprune.methods.scores import Score
-from jaxprune.patterns import targets
+from jaxprune.patterns import sharing, targets
 from jaxprune.patterns.targets import NM, Above, Blocks
 from jaxprune.trees import checks, masks, selection
 
@@ -113,10 +113,10 @@ def keep_sparse(
     """
     scored = scores.scored(score)
     _check(sparsity, scope)
-    first = lambda params: targets.first_mask(params, sparsity, where)
+    first = lambda params: sharing.first_mask(params, sparsity, where)
 
     def choice(chosen, count):
-        return _choice(chosen, targets.parts(chosen, sparsity, scope), count, scored.of is None)
+        return _choice(chosen, sharing.parts(chosen, sparsity, scope), count, scored.of is None)
 
     return keeping.keep(choice, first, every, scored)
 
@@ -167,11 +167,11 @@ def prune_to(
     if scored.follow is not None:
         raise ValueError(f"`score`={score!r} is gathered in training: use `keep_sparse`")
     _check(sparsity, scope)
-    mask = targets.first_mask(params, sparsity, where)
+    mask = sharing.first_mask(params, sparsity, where)
     grad = keeping.gradients(grad, scored, params, mask)
     found = scores.of(scored, params, grad, (), mask)
     selection.check_no_nan(found)
-    parts = targets.parts(found, sparsity, scope)
+    parts = sharing.parts(found, sparsity, scope)
     for part in parts:
         targets.check_constant(part.target)
     _, make = _choice(found, parts, jnp.int32(0), scored.of is None)
@@ -183,7 +183,7 @@ def _check(sparsity, scope: str) -> None:
     """Raises an error for what is wrong whatever the parameters are."""
     if scope not in _SCOPES:
         raise ValueError(f"`scope` must be one of {[*_SCOPES]}, got {scope!r}")
-    if targets.is_single(sparsity):
+    if sharing.is_single(sparsity):
         targets.target(sparsity)
 
 

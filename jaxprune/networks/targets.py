@@ -11,7 +11,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxprune.patterns import targets
+from jaxprune.patterns import sharing, targets
 from jaxprune.patterns.nm import nm_mask
 from jaxprune.patterns.transposable import transposable_nm_mask
 from jaxprune.trees import masks, selection
@@ -90,8 +90,8 @@ Target: TypeAlias = Fraction | Pattern
 
 def of_leaves(params: chex.ArrayTree, sparsity: Any, where, scope: str) -> list[Any]:
     """The target of each leaf; raises an error for what is none."""
-    if not targets.is_single(sparsity):
-        given = targets.of_leaves(params, sparsity, where)
+    if not sharing.is_single(sparsity):
+        given = sharing.of_leaves(params, sparsity, where)
         return [None if each is None else _of_layer(each, scope) for each in given]
     chosen = jax.tree.structure(params).flatten_up_to(masks.prunable(params, where))
     own = _of_layer(targets.target(sparsity), scope)
