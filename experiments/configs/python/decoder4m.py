@@ -6,15 +6,17 @@ For an accelerator: 6,560 steps of 16,384 bytes each, ten epochs of all 42,000 w
 of it when it is pruned without training, `benchmarks.one_shot` says.
 """
 
-from experiments.configs.python.dense import adamw
-from experiments.experiment import Experiment
-from experiments.phases import Dense
+from dataclasses import replace
 
-experiment = Experiment(
+from experiments.configs.python.dense import experiment as small
+
+how = {"epochs": 10, "batch": 64, "learning_rate": 3e-3, "warmup": 0.05, "decay": "cosine"}
+experiment = replace(
+    small,
     model="decoder4m",
-    dataset="python",
     dataset_options={"context": 256},
+    limit=None,
     evaluations=10,
     steps_per_call=50,
-    phases=(Dense(epochs=10, **adamw | {"batch": 64, "learning_rate": 3e-3, "warmup": 0.05}),),
+    phases=(replace(small.phases[0], **how),),
 )
