@@ -22,8 +22,9 @@ run: $(VENV)/experiments.stamp
 	$(python) -m experiments.run $(CONFIG)
 
 # A small language model, dense and sparse in three ways, on the source of Python's own library.
+language: small := dense gradual probmask transposable
 language: $(VENV)/experiments.stamp
-	$(python) -m experiments.sweep experiments/configs/python/*.py --seeds=$(SEEDS) --out=runs/language
+	$(python) -m experiments.sweep $(small:%=experiments/configs/python/%.py) --seeds=$(SEEDS) --out=runs/language
 
 # Unit tests, doctests, then the notebooks.
 test: test-fast test-notebooks

@@ -2,27 +2,31 @@
 
 python -m experiments.run experiments/configs/mnist/dense.py --out=runs/dense --data_dir=...
 python -m benchmarks.one_shot runs/dense --where='fc[12]' --data_dir=...
+python -m experiments.run experiments/configs/python/decoder4m_learned_patterns.py --out=runs/lm
+python -m benchmarks.one_shot runs/lm --targets='50%,60%,70%,2:4'
 
-The run's first phase is dense training; whatever model and data set it was of, the same 1,000
-training records, without labels, are what every method sees. A table for the network: the test
-metric, and below it the squared error of the outputs on test records, relative to their variance.
-With `--layer=fc1/kernel` instead a table of the error of this layer alone, if it is the first one
-and multiplies the flattened inputs.
+The run has finished, and its first phase is dense training; whatever model and data set it was of,
+the same 1,000 training records, without labels, are what every method sees. If the run went on to
+learn N:M patterns of the frozen weights, these are a row of their own. A table for the network: the
+test metric, and below it the squared error of the outputs on test records, relative to their
+variance. With `--layer=fc1/kernel` instead a table of the error of this layer alone, if it is the
+first one and multiplies the flattened inputs.
 """
 
 import argparse
-import ast
-import re
+import json
 import time
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 import jaxprune as jp
 from benchmarks import timing
-from experiments import data, outcomes, run
-from experiments.room import Room
+from experiments import data, outcomes
+from experiments.phases import Network
+from experiments.room import Room, initial_network
 
 TARGETS = {
     "50%": 0.5,
@@ -33,6 +37,14 @@ TARGETS = {
     "2:4 transposable": jp.NM(2, 4, transposable=True),
 }
 METHODS = ("magnitude", "wanda", "sparsegpt", "admm")
+
+
+class Trained(NamedTuple):
+    """A dense network in its room, and by the target the patterns that were learned for it."""
+
+    room: Room
+    network: Network
+    learned: dict[str, Network]
 
 
 def pruned(apply, weights, target, where, batches, shown) -> dict[str, tuple]:
@@ -59,11 +71,12 @@ def table(title: str, targets, cells: dict[tuple[str, str], str]) -> None:
     """Prints a row for each method."""
     print(f"\n{title}\n\n| | {' | '.join(targets)} |\n|---{'|---' * len(targets)}|")
     for method in dict.fromkeys(method for method, _ in cells):
-        print(f"| {method} | {' | '.join(cells[method, target] for target in targets)} |")
+        print(f"| {method} | {' | '.join(cells.get((method, target), '') for target in targets)} |")
 
 
-def of_network(room: Room, network, where, targets, batches) -> None:
+def of_network(trained: Trained, where, targets, batches) -> None:
     """The tables of the whole network."""
+    room, network, learned = trained
     apply = lambda weights, inputs: room.run(weights, network.rest, inputs, train=False)[0]
     inputs = room.task.inputs(room.test.first(1_000))
     outputs = jax.jit(apply)
@@ -80,13 +93,18 @@ def of_network(room: Room, network, where, targets, batches) -> None:
 
     for target in targets:
         pruned(apply, network.weights, target, where, batches, shown)
+        if target in learned:
+            shown("learned patterns", target, learned[target].masked_weights(), None)
+            fitted = jp.reconstruct(apply, network.weights, learned[target].mask, batches)
+            shown("learned patterns, then `reconstruct`", target, fitted, None)
     table(f"{room.task.metric.name}, dense {metric(network.weights)}", targets, cells)
     table("Error of the outputs", targets, errors)
     table("Seconds with compilation", targets, seconds)
 
 
-def of_layer(room: Room, network, name: str, targets, batches) -> None:
+def of_layer(trained: Trained, name: str, targets, batches) -> None:
     """The table of one layer alone, on test records."""
+    room, network, _ = trained
     leaves = jax.tree_util.tree_leaves_with_path(network.weights)
     named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
     kernel = next(leaf for path, leaf in named.items() if path.startswith(name))
@@ -104,14 +122,22 @@ def of_layer(room: Room, network, name: str, targets, batches) -> None:
     table(f"Error of {name} alone, test records", targets, errors)
 
 
-def load(folder: Path, **paths):
-    """The network after the first phase of a run, and its room."""
-    settings = (folder / "settings.txt").read_text()
-    given = lambda name: ast.literal_eval(re.search(rf"\b{name}=([^,)]*)", settings)[1])
-    dataset = data.load(given("dataset"), limit=given("limit"), **paths)
-    network, graph = run.initial_network(given("model"), dataset.task, jax.random.key(0))
-    outcome = next(folder.glob("network-0-*[!.txt]"))
-    return Room(graph, dataset), outcomes.load(outcome, network)
+def load(folder: Path, **paths) -> Trained:
+    """What the phases of a run have left."""
+    given = json.loads((folder / "result.json").read_text())["experiment"]
+    dataset = data.load(given["dataset"], limit=given["limit"], **given["dataset_options"], **paths)
+    initial, graph = initial_network(given["model"], dataset.task, jax.random.key(0))
+    room = Room(graph, dataset, given["holdout"])
+    names = (f"network-{number}-{phase['name']}" for number, phase in enumerate(given["phases"]))
+    found = [outcomes.load(folder.absolute() / name, initial, room.devices) for name in names]
+    after = zip(given["phases"], found, strict=True)
+    learned = {_target(phase): each for phase, each in after if phase["name"] == "learn"}
+    return Trained(room, found[0], learned)
+
+
+def _target(pattern: dict[str, Any]) -> str:
+    """The name of the target that the settings of a phase describe."""
+    return f"{pattern['n']}:{pattern['m']}{' transposable' * pattern['transposable']}"
 
 
 def main() -> None:
@@ -128,13 +154,13 @@ def main() -> None:
     given = parser.parse_args()
     targets = given.targets.split(",")
     paths = {"data_dir": given.data_dir, "cache_dir": given.cache_dir}
-    room, network = load(given.run, **{k: path for k, path in paths.items() if path})
-    batches = room.calibration(given.records, given.batch)
+    trained = load(given.run, **{k: path for k, path in paths.items() if path})
+    batches = trained.room.calibration(given.records, given.batch)
     print(timing.machine())
     if given.layer:
-        of_layer(room, network, given.layer, targets, batches)
+        of_layer(trained, given.layer, targets, batches)
     else:
-        of_network(room, network, given.where, targets, batches)
+        of_network(trained, given.where, targets, batches)
 
 
 if __name__ == "__main__":

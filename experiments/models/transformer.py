@@ -1,4 +1,4 @@
-"""A decoder-only transformer over bytes, as they are built today, in five sizes.
+"""A decoder-only transformer over bytes, as they are built today, in six sizes.
 
 Each layer adds to the residual stream what grouped-query attention and then a SwiGLU network make
 of it, both behind an RMSNorm; positions are rotary; the embedding's table, which stays dense, also
@@ -37,6 +37,7 @@ class Size(NamedTuple):
 # The shapes of the two largest are those of Llama 3.2 1B and of Mistral 7B, without their words.
 SIZES = {
     "decoder1m": Size(192, 3, 6, 2, 384),
+    "decoder4m": Size(256, 6, 8, 4, 640),
     "decoder25m": Size(512, 8, 8, 4, 1408),
     "decoder350m": Size(1024, 28, 16, 8, 3072, jnp.bfloat16),
     "decoder1b": Size(2048, 16, 32, 8, 8192, jnp.bfloat16),

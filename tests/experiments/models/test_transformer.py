@@ -104,6 +104,7 @@ def test_half_precision_computes_and_single_precision_is_kept():
     [
         ("decoder1m", 958_464, 1_008_960),
         ("decoder1m_scanned", 958_464, 1_008_960),
+        ("decoder4m", 4_128_768, 4_197_632),
         ("decoder25m", 23_592_960, 23_732_736),
         ("decoder350m_scanned", 352_321_536, 352_642_048),
         ("decoder1b_scanned", 973_078_528, 973_670_400),

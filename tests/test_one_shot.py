@@ -1,0 +1,35 @@
+"""The table of one-shot pruning: of a run with options of its data set and learned patterns."""
+
+import sys
+
+import jax
+import pytest
+
+from benchmarks import one_shot
+from experiments.phases import Dense, LearnPattern
+from tests.experiments.runs import run_phases
+
+
+@pytest.mark.usefixtures("relaxed_promotion")
+def test_a_row_for_each_method_and_for_learned_patterns(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    phases = (Dense(1, batch=64), LearnPattern(epochs=1, batch=64, where="fc1"))
+    options = {"limit": 64, "evaluations": 1, "dataset_options": {"standardize": False}}
+    result, _ = run_phases(tmp_path / "run", *phases, **options)
+
+    flags = ["--where=fc1", "--targets=50%,2:4", "--records=64", "--batch=64"]
+    monkeypatch.setattr(sys, "argv", ["one_shot", str(tmp_path / "run"), *flags])
+    monkeypatch.setattr(one_shot, "METHODS", ("magnitude",))  # each has tests of its own
+    one_shot.main()
+    lines = capsys.readouterr().out.splitlines()
+    start = lines.index("| | 50% | 2:4 |") + 2
+    rows = [line.strip("| ").split("|") for line in lines[start : start + 4]]
+    cells = {name.strip(): [cell.strip() for cell in cells] for name, *cells in rows}
+    assert [*cells] == [
+        "magnitude",
+        "magnitude, then `reconstruct`",
+        "learned patterns",
+        "learned patterns, then `reconstruct`",
+    ]
+    assert cells["learned patterns"] == ["", f"{result['accuracy']:.4f}"]
+    assert all(len(row) == 2 and row[1] for row in cells.values())
