@@ -77,22 +77,24 @@ def sweep_picture(rows: list[dict], path: Path) -> None:
     """
     metric = rows[0]["metric"]
     lacking = metric.fraction and metric.higher_is_better
-    figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    for name in dict.fromkeys(row["name"] for row in rows):
+    names = [*dict.fromkeys(row["name"] for row in rows)]
+    beside = len(names) > 8
+    figure, axis = plt.subplots(figsize=(9.5 if beside else 7, 4.5), layout="constrained")
+    axis.set_prop_cycle(plt.cycler(marker="os^") * plt.rcParams["axes.prop_cycle"])
+    for name in names:
         own = sorted((row for row in rows if row["name"] == name), key=lambda row: row["density"])
         axis.errorbar(
             [row["density"] for row in own],
             [100 - row["mean"] if lacking else row["mean"] for row in own],
             [row["spread"] for row in own],
-            marker="o",
             capsize=3,
             label=name,
         )
     label = f"100 - test {metric.name}, %" if lacking else f"test {metric.name}"
     axis.set(xscale="log", yscale="log", xlabel="density", ylabel=label)
-    axis.xaxis.set_major_formatter("{x:g}")
-    axis.yaxis.set_major_formatter("{x:g}")
-    axis.yaxis.set_minor_formatter("{x:g}")
-    axis.legend()
+    for side in (axis.xaxis, axis.yaxis):
+        side.set_major_formatter("{x:g}")
+        side.set_minor_formatter("{x:g}")
+    axis.legend(**({"loc": "upper left", "bbox_to_anchor": (1, 1)} if beside else {}))
     figure.savefig(path, dpi=120)
     plt.close(figure)

@@ -9,4 +9,4 @@ from experiments.configs.cifar10.resnet8_dense import experiment as dense
 from experiments.configs.cifar10.resnet8_dense import how
 from experiments.phases import PruneAlternately
 
-experiment = replace(dense, phases=(PruneAlternately(epochs=8, scope="layer", **how),))
+experiment = replace(dense, phases=(PruneAlternately(epochs=8, **how),))

@@ -9,6 +9,4 @@ from experiments.configs.cifar10.resnet8_dense import experiment as dense
 from experiments.configs.cifar10.resnet8_dense import how
 from experiments.phases import PruneGradually
 
-experiment = replace(
-    dense, phases=(PruneGradually(epochs=8, straight_through=True, scope="layer", **how),)
-)
+experiment = replace(dense, phases=(PruneGradually(epochs=8, straight_through=True, **how),))
