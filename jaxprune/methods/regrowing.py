@@ -154,11 +154,14 @@ def _change(state, params, gradients, share, growth_of):
     places = structure.unflatten(range(structure.num_leaves))
 
     def of_leaf(place, keep, weight, gradient, nan):
-        # A branch for each leaf: scores of a user's function are in memory for one at a time.
-        growth = functools.partial(growth_of, state.count, place)
-        regrown = lambda keep, w, g: _regrown(keep, w, growth(w, g), share)
-        as_before = lambda keep, w, g: keep
-        return jax.lax.cond(valid & ~nan, regrown, as_before, keep, weight, gradient)
+        growth = growth_of(state.count, place, weight, gradient)
+        # A branch reads its operands from memory: a function's scores have the same bits wherever
+        # they are used.
+        regrown = lambda keep, w, operands: _regrown(
+            keep, w, growth._replace(operands=operands), share
+        )
+        as_before = lambda keep, w, operands: keep
+        return jax.lax.cond(valid & ~nan, regrown, as_before, keep, weight, growth.operands)
 
     mask = jax.tree.map(of_leaf, places, state.mask, weights, gradients, nans)
     nan = jnp.any(jnp.stack(jax.tree.leaves(nans)))

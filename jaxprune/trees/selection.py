@@ -237,8 +237,8 @@ def _cut_positions(leaves: list[Ranked], cut, k) -> list[jax.Array]:
     """For each leaf the position before which ranks equal to the cut are kept."""
 
     def above_and_tied(leaf):
-        ranks = leaf.ranks(*leaf.operands)
-        return [ranks > cut, ranks == cut]
+        ranks, limit = leaf.read_again(cut)
+        return [ranks > limit, ranks == limit]
 
     counts = wide.exact_sums([above_and_tied(leaf) for leaf in leaves])
     wanted = k - jnp.sum(counts[:, 0])
