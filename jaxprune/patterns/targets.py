@@ -149,11 +149,11 @@ class Blocks:
         blocks = sum(leaf.size for leaf in jax.tree.leaves(shapes))
         kept, valid = kept_of(self.sparsity, count, blocks)
 
-        def make(scores):
+        def make(scores, kept):
             keep = selection.keep_largest(of_leaves(means, scores), kept)
             return of_leaves(spread, scores, keep)
 
-        return valid, lambda: masks.sharded_alike(make, scores)(scores)
+        return valid, lambda: masks.sharded_alike(make, scores)(scores, kept)
 
     def _means(self, path: str, leaf: jax.Array, magnitudes: bool) -> jax.Array:
         """The mean score of each block."""
