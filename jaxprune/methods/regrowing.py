@@ -10,7 +10,6 @@ The number of kept weights is constant in each leaf, exactly: what grows is chos
 of so many scores as were kept, with those that stay first.
 """
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
