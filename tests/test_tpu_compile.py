@@ -27,8 +27,8 @@ from tests import tpu_process
 
 TOPOLOGY = "v5e:2x4"
 AXIS_TYPES = ["Auto", "Explicit"]
-# A chip's own memory holds some arrays of a step this small, and which ones depends on all the rest:
-# with a link, other gradients than without. Temporaries can be compared where HBM holds them all.
+# A chip's own memory holds some arrays of a step this small; which ones depends on all the rest:
+# with a link, other gradients than without. Temporaries are compared where HBM holds all arrays.
 OPTIONS = {"xla_vf_vmem_memory_space_assignment": "false"}
 
 
