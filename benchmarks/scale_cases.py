@@ -279,6 +279,12 @@ LINKS = {
     "keep_sparse of Above, scheduled": Link(
         lambda s: jp.keep_sparse(jp.Above(jp.ramped_threshold(0.1, 0, 9, 99)), every=100)
     ),
+    "keep_sparse of Blocks, scheduled": Link(
+        lambda s: jp.keep_sparse(jp.Blocks(rising, (128, 128)), every=100)
+    ),
+    "keep_sparse of Blocks of outputs, scheduled": Link(
+        lambda s: jp.keep_sparse(jp.Blocks(rising, "outputs"), every=100)
+    ),
     "keep_sparse 2:4": Link(lambda s: jp.keep_sparse("2:4")),
     "keep_sparse 2:4, every 40": Link(lambda s: jp.keep_sparse("2:4", every=40)),
     "keep_sparse 2:4, outputs, scheduled": Link(

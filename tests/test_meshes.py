@@ -105,6 +105,9 @@ FUNCTIONS = {
     "unpack_mask": lambda x: jp.unpack_mask(x, jp.pack_mask(positive(x))),
     "keep_sparse": one_update(jp.keep_sparse(0.75)),
     "keep_sparse 2:4": one_update(jp.keep_sparse("2:4")),
+    "keep_sparse of Blocks": one_update(
+        jp.keep_sparse(jp.Blocks(lambda count: 0.75 + 0 * count, (8, 16)))
+    ),
     "keep_sparse transposable": one_update(jp.keep_sparse(jp.NM(2, 4, transposable=True))),
     "straight_through of keep_sparse": one_update(
         jp.straight_through(optax.identity(), jp.keep_sparse(0.75, every=3))

@@ -27,6 +27,9 @@ from tests import tpu_process
 
 TOPOLOGY = "v5e:2x4"
 AXIS_TYPES = ["Auto", "Explicit"]
+# A chip's own memory holds some arrays of a step this small; which ones depends on all the rest:
+# with a link, other gradients than without. Temporaries are compared where HBM holds all arrays.
+OPTIONS = {"xla_vf_vmem_memory_space_assignment": "false"}
 
 
 # The cases.
@@ -121,7 +124,7 @@ def report(case, axis_type):
     axis_types = (AxisType[axis_type],) * 2
     mesh = Mesh(np.array(described_devices()).reshape(4, 2), ("data", "model"), axis_types)
     function, arguments = globals()[case](mesh)
-    compiled = jax.jit(function).lower(*arguments).compile()
+    compiled = jax.jit(function).lower(*arguments).compile(OPTIONS)
     leaves = jax.tree.leaves(arguments)
     return {
         "collectives": sorted(each[:2] for each in Program(compiled.as_text()).collectives()),
@@ -198,7 +201,7 @@ def test_bounds_hold_on_512_chips(adam_alone, case, variant):
 @pytest.mark.slow
 @pytest.mark.parametrize("axis_type", AXIS_TYPES)
 def test_projection_adds_nothing_but_sums_to_a_step(tpu_devices, axis_type):
-    """Compared with the same step without the link, and with no copy but one of its own tree."""
+    """Compared with the same step without the link, and with no copy of its own tree."""
     projected = compile_for_tpu(probmask_step_case, axis_type)
     plain = compile_for_tpu(unprojected_step_case, axis_type)
     moved, moved_before = (
@@ -209,10 +212,9 @@ def test_projection_adds_nothing_but_sums_to_a_step(tpu_devices, axis_type):
     assert moved_before <= moved
     assert {name for name, _ in added} == {"all-reduce"}
     assert max(size for _, size in added) <= 32  # bytes
-    # Six trees of this size are arguments: weights, probabilities, two moments of each. The bound
-    # is not smaller, because the compiler orders the two steps differently.
+    # Six trees of this size are arguments: weights, probabilities, two moments of each.
     probabilities = projected["argument_bytes"] / 6
-    assert projected["temporary_bytes"] <= plain["temporary_bytes"] + probabilities
+    assert projected["temporary_bytes"] <= plain["temporary_bytes"] + probabilities / 2
 
 
 if __name__ == "__main__":

@@ -10,9 +10,8 @@ The number of kept weights is constant in each leaf, exactly: what grows is chos
 of so many scores as were kept, with those that stay first.
 """
 
-import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import chex
 import jax
@@ -24,6 +23,8 @@ from jaxprune.trees import checks, masks, sampling, selection, wide
 from jaxprune.trees.report import Problem
 
 Score = Callable[[jax.Array, jax.Array], jax.Array]
+
+_FIRST = 0xFFFF0000  # above every rank that grows, with as many zeros as those of bfloat16
 
 
 class RegrowState(NamedTuple):
@@ -105,7 +106,7 @@ def regrow(
     checks.fraction("the fraction", fraction, schedule=True)
     if checks.known(every):
         checks.integer("`every`", every, least=1)
-    score_of = _growth(by, key)
+    growth_of = _growth(by, key)
     inner = optax.with_extra_args_support(inner)
 
     def init_fn(params):
@@ -117,7 +118,7 @@ def regrow(
     def update_fn(updates, state, params=None, **extra_args):
         params = keeping.needed(params)
         share = jnp.asarray(fraction(state.count) if callable(fraction) else fraction, jnp.float32)
-        change = lambda: _change(state, params, updates, share, score_of)
+        change = lambda: _change(state, params, updates, share, growth_of)
         due = (state.count > 0) & (state.count % every == 0) & (share != 0)
         wait = lambda: (state.mask, state.problems)
         only_look = lambda: (state.mask, _look(state, params))
@@ -142,7 +143,7 @@ def _look(state, params) -> jax.Array:
     return state.problems | Problem.CHANGED * changed.astype(jnp.int32)
 
 
-def _change(state, params, gradients, share, score_of):
+def _change(state, params, gradients, share, growth_of):
     """The next mask, and the problems; where no mask can be chosen, the one in force."""
     weights, gradients = scores.prunable(params, state.mask), scores.prunable(gradients, state.mask)
     valid = (share >= 0) & (share <= 1)
@@ -152,11 +153,14 @@ def _change(state, params, gradients, share, score_of):
     places = structure.unflatten(range(structure.num_leaves))
 
     def of_leaf(place, keep, weight, gradient, nan):
-        # A branch for each leaf: what one choice needs in memory is free again for the next.
-        score = functools.partial(score_of, state.count, place)
-        regrown = lambda keep, w, g: _regrown(keep, w, score(w, g), share)
-        as_before = lambda keep, w, g: keep
-        return jax.lax.cond(valid & ~nan, regrown, as_before, keep, weight, gradient)
+        growth = growth_of(state.count, place, weight, gradient)
+        # A branch reads its operands from memory: a function's scores have the same bits wherever
+        # they are used.
+        regrown = lambda keep, w, operands: _regrown(
+            keep, w, growth._replace(operands=operands), share
+        )
+        as_before = lambda keep, w, operands: keep
+        return jax.lax.cond(valid & ~nan, regrown, as_before, keep, weight, growth.operands)
 
     mask = jax.tree.map(of_leaf, places, state.mask, weights, gradients, nans)
     nan = jnp.any(jnp.stack(jax.tree.leaves(nans)))
@@ -165,21 +169,23 @@ def _change(state, params, gradients, share, score_of):
 
 
 def _growth(by, key):
-    """From the link's count, a leaf's place, its weights and gradients to scores."""
+    """From the link's count, a leaf's place, its weights and gradients to the order of growth."""
     if by == "gradient":
-        return lambda count, place, weight, gradient: jnp.abs(gradient)
+        return lambda count, place, weight, gradient: selection.of_scores(gradient, magnitudes=True)
     if by == "random":
         if key is None:
             raise TypeError('`by`="random" draws what grows: pass `key=jax.random.key(0)`')
         checks.key(key)
         of_leaf = lambda count, place: jax.random.fold_in(jax.random.fold_in(key, place), count)
-        return lambda count, place, weight, gradient: sampling.open_uniform(
-            weight, of_leaf(count, place), sampling.counter_bits
+        return lambda count, place, weight, gradient: sampling.at_random(
+            weight, of_leaf(count, place)
         )
     if isinstance(by, str):
         raise ValueError(f'`by` must be "gradient", "random" or a function, got {by!r}')
     checks.function("`by`", by)
-    return lambda count, place, weight, gradient: _fitting(by(weight, gradient), weight)
+    return lambda count, place, weight, gradient: selection.of_scores(
+        _fitting(by(weight, gradient), weight)
+    )
 
 
 def _fitting(score: jax.Array, weight: jax.Array) -> jax.Array:
@@ -194,13 +200,26 @@ def _fitting(score: jax.Array, weight: jax.Array) -> jax.Array:
 
 
 @wide.counts_in_64_bits
-def _regrown(keep, weight, score, share) -> chex.ArrayTree:
+def _regrown(keep, weight, growth: selection.Ranked, share) -> jax.Array:
     """The leaf's mask with that share dropped and as many grown."""
-    kept = wide.exact_sums([[keep]])[0, 0]
-    dropped = jnp.round(share * kept.astype(jnp.float32)).astype(jnp.uint64)
-    magnitudes = jnp.where(keep, jnp.abs(weight), -1.0)
-    stays: Any = selection.keep_largest(magnitudes, kept - jnp.minimum(dropped, kept))
-    return selection.keep_largest(jnp.where(stays, jnp.inf, score), kept)
+
+    def of_leaf(share, keep, weight, *operands):
+        size = selection.of_scores(weight, magnitudes=True)
+        held = lambda keep, weight: jnp.where(keep, size.ranks(weight), 0)
+        kept = wide.exact_sums([[keep]])[0, 0]
+        dropped = jnp.round(share * kept.astype(jnp.float32)).astype(jnp.uint64)
+        by_size = selection.Ranked((keep, weight), held, size.low_zero_bits)
+        stays = selection.cut(by_size, kept - jnp.minimum(dropped, kept))
+
+        def ranks(keep, weight, *operands):
+            first = stays.keeps(held(keep, weight))
+            return jnp.where(first, jnp.uint32(_FIRST), growth.ranks(*operands))
+
+        zeros = min(growth.low_zero_bits, 16)
+        then = selection.Ranked((keep, weight, *operands), ranks, zeros)
+        return then.kept(selection.cut(then, kept))
+
+    return masks.sharded_alike(of_leaf, keep)(share, keep, weight, *growth.operands)
 
 
 def _at_rest(inner, inner_state, params, mask) -> optax.OptState:

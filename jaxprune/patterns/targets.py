@@ -149,11 +149,11 @@ class Blocks:
         blocks = sum(leaf.size for leaf in jax.tree.leaves(shapes))
         kept, valid = kept_of(self.sparsity, count, blocks)
 
-        def make(scores):
+        def make(scores, kept):
             keep = selection.keep_largest(of_leaves(means, scores), kept)
             return of_leaves(spread, scores, keep)
 
-        return valid, lambda: masks.sharded_alike(make, scores)(scores)
+        return valid, lambda: masks.sharded_alike(make, scores)(scores, kept)
 
     def _means(self, path: str, leaf: jax.Array, magnitudes: bool) -> jax.Array:
         """The mean score of each block."""
@@ -167,8 +167,10 @@ class Blocks:
         rows, columns = self.block
         padding = [(0, 0)] * len(lead) + [(0, -inputs % rows), (0, -outputs % columns)]
         padded = jnp.pad(matrices, padding)
-        split = padded.reshape(*lead, -(-inputs // rows), rows, -(-outputs // columns), columns)
-        sums = split.sum((-3, -1))
+        down, across = -(-inputs // rows), -(-outputs // columns)
+        # Inputs first: a TPU would move the whole leaf to split its last axis.
+        of_rows = padded.reshape(*lead, down, rows, across * columns).sum(-2)
+        sums = of_rows.reshape(*lead, down, across, columns).sum(-1)
         sizes = _sizes(inputs, rows)[:, None] * _sizes(outputs, columns)[None]
         return sums / jnp.broadcast_to(sizes, sums.shape)
 
@@ -178,7 +180,9 @@ class Blocks:
             return jnp.broadcast_to(keep, shape)
         rows, columns = self.block
         *lead, down, across = keep.shape
-        each = jnp.broadcast_to(keep[..., :, None, :, None], (*lead, down, rows, across, columns))
+        # The other way round, for the same reason.
+        of_rows = jnp.repeat(keep, columns, axis=-1)
+        each = jnp.broadcast_to(of_rows[..., None, :], (*lead, down, rows, across * columns))
         whole = each.reshape(*lead, down * rows, across * columns)
         like = jax.eval_shape(lambda: tiles.as_matrices(path, jnp.empty(shape)))
         return whole[..., : like.shape[-2], : like.shape[-1]].reshape(shape)

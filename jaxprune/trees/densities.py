@@ -11,7 +11,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxprune.trees import checks, masks, sampling, selection
+from jaxprune.trees import checks, masks, sampling, selection, wide
 
 
 def erk_sparsities(
@@ -97,7 +97,7 @@ def random_mask(
     checks.key(key)
     sparsities = _of_leaves(params, sparsity, where)
     chosen = jax.tree.map(lambda p, s: None if s is None else p, params, sparsities)
-    return jax.tree.map(_keep_some, _scores(key, chosen), sparsities)
+    return jax.tree.map(_keep_some, sampling.keys_like(key, chosen), chosen, sparsities)
 
 
 def _of_leaves(params, sparsity: Any, where) -> chex.ArrayTree:
@@ -114,16 +114,13 @@ def _of_leaves(params, sparsity: Any, where) -> chex.ArrayTree:
     return sparsity
 
 
+@wide.counts_in_64_bits
+def _keep_some(key: chex.PRNGKey, leaf: jax.Array, sparsity: float) -> jax.Array:
+    kept = jnp.uint64(leaf.size - round(float(sparsity) * leaf.size))
+    return masks.sharded_alike(_largest_of_random, leaf)(leaf, key, kept)
+
+
 @jax.jit  # else a leaf's random numbers would be made on one device
-def _scores(key: chex.PRNGKey, params: chex.ArrayTree) -> chex.ArrayTree:
-    """Random numbers that lie like the parameters, which XLA wouldn't know of constants."""
-
-    def uniform(key, leaf):
-        drawn = sampling.open_uniform(leaf, key, sampling.counter_bits)
-        return jnp.where((leaf == leaf) | (leaf != leaf), drawn, 0.0)
-
-    return sampling.map_with_keys(uniform, key, params)
-
-
-def _keep_some(scores: jax.Array, sparsity: float) -> chex.ArrayTree:
-    return selection.top_k_mask(scores, scores.size - round(float(sparsity) * scores.size))
+def _largest_of_random(leaf: jax.Array, key: chex.PRNGKey, kept: jax.Array) -> jax.Array:
+    ranked = sampling.at_random(leaf, key)
+    return ranked.kept(selection.cut(ranked, kept))

@@ -12,7 +12,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxprune.trees import checks, masks, positions
+from jaxprune.trees import checks, masks, positions, selection
 
 RandomBits = Callable[..., jax.Array]
 
@@ -306,6 +306,17 @@ def open_uniform(like: jax.Array, key: chex.PRNGKey, random_bits: RandomBits) ->
     """The middles of 2**23 equal intervals of [0, 1]: never 0 or 1."""
     bits = _bits_like(like, key, random_bits)
     return ((bits >> 9).astype(jnp.float32) + 0.5) * 2.0**-23
+
+
+def at_random(like: jax.Array, key: chex.PRNGKey) -> selection.Ranked:
+    """The order of `open_uniform`, in ranks below 2**31."""
+
+    def ranks(like, key):
+        drawn = _bits_like(like, key, counter_bits) >> 9 << 8
+        # They lie like the array, which XLA wouldn't know of numbers that don't depend on it.
+        return jnp.where((like == like) | (like != like), drawn, jnp.uint32(0))
+
+    return selection.Ranked((like, key), ranks, low_zero_bits=8)
 
 
 def _bits_like(prob: jax.Array, key: chex.PRNGKey, random_bits: RandomBits) -> jax.Array:

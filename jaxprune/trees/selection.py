@@ -1,4 +1,4 @@
-"""Exact global selection: the k largest scores of a whole tree.
+"""Exact selection: the k largest scores of a whole tree, or of one leaf.
 
 The cut between kept and pruned scores is found by counting, not by sorting. Scores are read as
 integers in the same order; two bits of the cut are fixed at a time, by counting how many scores
@@ -8,10 +8,15 @@ concatenated or copied. Counts are integers, so the answer doesn't depend on the
 
 Scores equal to the cut are kept in order of position (leaf by leaf, row by row) until there are k;
 where the order cuts a leaf, the same search finds the position.
+
+A cut is two scalars, and what it keeps is known wherever the ranks are. So a choice within a choice
+(`regrow`) or of random numbers (`random_mask`) holds no array of a leaf's size beside its mask.
 """
 
 import functools
+import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import chex
 import jax
@@ -113,17 +118,13 @@ def keep_largest(
 @functools.partial(jax.jit, static_argnames="magnitudes")
 def _keep_largest(scores, k, *, magnitudes):
     leaves, structure = jax.tree.flatten(scores)
-    rank = functools.partial(_rank, magnitude=magnitudes)
-    cut = _cut_value(leaves, rank, k)
+    ranked = lambda leaves: [of_scores(leaf, magnitudes=magnitudes) for leaf in leaves]
+    cut = _cut_rank(ranked(leaves), k)
 
     def choose(leaves):
-        tied, above = (lambda leaf: rank(leaf) == cut), (lambda leaf: rank(leaf) > cut)
-        limits = _cut_positions(leaves, tied, above, k)
-        leaves, limits = _read_again(leaves, limits)
-        return [
-            above(leaf) | (tied(leaf) & (positions.exact(leaf.shape) < limit))
-            for leaf, limit in zip(leaves, limits, strict=True)
-        ]
+        found = ranked(leaves)
+        before = _cut_positions(found, cut, k)
+        return [leaf.kept(Cut(cut, limit)) for leaf, limit in zip(found, before, strict=True)]
 
     # Both sides of the cut must see the same bits of a score. XLA may calculate scores again where
     # they are used, fused and so rounded differently; a conditional reads its operands from memory.
@@ -131,17 +132,69 @@ def _keep_largest(scores, k, *, magnitudes):
     return structure.unflatten(jax.lax.cond(k > 0, choose, nothing, leaves))
 
 
-def _rank(leaf: jax.Array, magnitude: bool) -> jax.Array:
+class Cut(NamedTuple):
+    """Kept are ranks above `rank`, and of those equal to it the ones before `position`."""
+
+    rank: jax.Array
+    position: jax.Array
+
+    def keeps(self, ranks: jax.Array) -> jax.Array:
+        """Which of a leaf's ranks are kept."""
+        tied = (ranks == self.rank) & (positions.exact(ranks.shape) < self.position)
+        return (ranks > self.rank) | tied
+
+
+class Ranked(NamedTuple):
+    """A leaf whose entries have ranks, which are worked out wherever they are read.
+
+    `operands` lie in memory, the first in the leaf's shape; `ranks` makes uint32 of them, to the
+    same bits wherever it is fused; `low_zero_bits` of each are zero, which spares passes.
+    """
+
+    operands: tuple
+    ranks: Callable[..., jax.Array]
+    low_zero_bits: int = 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the leaf."""
+        return self.operands[0].shape
+
+    def read_again(self, then):
+        """The ranks, of which XLA doesn't know that it has them: else it would keep them."""
+        operands, then = jax.lax.optimization_barrier((self.operands, then))
+        return self.ranks(*operands), then
+
+    def kept(self, cut: Cut) -> jax.Array:
+        """The mask of a cut."""
+        ranks, cut = self.read_again(cut)
+        return cut.keeps(ranks)
+
+
+def of_scores(leaf: jax.Array, *, magnitudes: bool = False) -> Ranked:
+    """The order of scores, or of their magnitudes."""
+    ranks = functools.partial(score_ranks, magnitudes=magnitudes)
+    return Ranked((leaf,), ranks, _low_zero_bits(leaf.dtype))
+
+
+@wide.counts_in_64_bits
+def cut(leaf: Ranked, k: jax.Array) -> Cut:
+    """The cut that keeps the k largest of one leaf; k is a uint64 up to its size."""
+    rank = _cut_rank([leaf], k)
+    return Cut(rank, _cut_positions([leaf], rank, k)[0])
+
+
+def score_ranks(leaf: jax.Array, *, magnitudes: bool = False) -> jax.Array:
     """uint32 in the order of the scores: 0 for -inf and NaN, 2 * _INFINITY for inf."""
     bits = jax.lax.bitcast_convert_type(leaf.astype(jnp.float32), jnp.uint32)
     size = bits & 0x7FFFFFFF
-    negative = (bits > 0x7FFFFFFF) & (not magnitude)
+    negative = (bits > 0x7FFFFFFF) & (not magnitudes)
     rank = jnp.where(negative, _INFINITY - size, _INFINITY + size)
     return jnp.where(size > _INFINITY, jnp.uint32(0), rank)
 
 
 def _low_zero_bits(dtype) -> int:
-    """How many low bits of `_rank` are zero for every score of this dtype."""
+    """How many low bits of `score_ranks` are zero for every score of this dtype."""
     floating = jnp.issubdtype(dtype, jnp.floating)
     return 23 - (jnp.finfo(dtype).nmant if floating else jnp.iinfo(dtype).bits - 1)
 
@@ -165,33 +218,35 @@ def _largest(holds: Callable[[list[jax.Array]], jax.Array], start, digits) -> ja
     return jax.lax.fori_loop(jnp.int32(0), digits, fix_digit, zero)
 
 
-def _read_again(leaves, then):
-    """The same leaves, of which XLA doesn't know it: else it would keep ranks of all in memory."""
-    return jax.lax.optimization_barrier((leaves, then))
-
-
-def _cut_value(leaves, rank, k) -> jax.Array:
-    """The rank of the k-th largest score."""
+def _cut_rank(leaves: list[Ranked], k) -> jax.Array:
+    """The k-th largest rank."""
 
     def reached_by_k(candidates):
-        here, candidates = _read_again(leaves, candidates)
-        reached = [[rank(leaf) >= c for c in candidates] for leaf in here]
+        reached = []
+        for leaf in leaves:
+            ranks, candidates = leaf.read_again(candidates)
+            reached.append([ranks >= c for c in candidates])
         return jnp.sum(wide.exact_sums(reached), axis=0) >= k
 
-    known = min(_low_zero_bits(leaf.dtype) for leaf in leaves)
+    known = min(leaf.low_zero_bits for leaf in leaves)
     digits = -(-(32 - known) // _DIGIT)
     return _largest(reached_by_k, (jnp.uint32(0), 32 - _DIGIT), digits)
 
 
-def _cut_positions(leaves, tied, above, k) -> list[jax.Array]:
-    """For each leaf the position before which scores equal to the cut are kept."""
-    counts = wide.exact_sums([[above(leaf), tied(leaf)] for leaf in leaves])
+def _cut_positions(leaves: list[Ranked], cut, k) -> list[jax.Array]:
+    """For each leaf the position before which ranks equal to the cut are kept."""
+
+    def above_and_tied(leaf):
+        ranks, limit = leaf.read_again(cut)
+        return [ranks > limit, ranks == limit]
+
+    counts = wide.exact_sums([above_and_tied(leaf) for leaf in leaves])
     wanted = k - jnp.sum(counts[:, 0])
     through = jnp.cumsum(counts[:, 1])  # ties of this leaf and of those before it
     whole = through <= wanted
     cut_leaf = jnp.sum(whole, dtype=jnp.int32)  # the one leaf that the order may cut
     before = jnp.max(through, where=whole, initial=0)
-    inside = _nth_tie(leaves, tied, cut_leaf, wanted - before)
+    inside = _nth_tie(leaves, cut, cut_leaf, wanted - before)
 
     def limit(i, leaf):
         dtype = positions.exact_dtype(leaf.shape)
@@ -202,27 +257,28 @@ def _cut_positions(leaves, tied, above, k) -> list[jax.Array]:
     return [limit(i, leaf) for i, leaf in enumerate(leaves)]
 
 
-def _nth_tie(leaves, tied, chosen, wanted) -> jax.Array:
+def _nth_tie(leaves: list[Ranked], cut, chosen, wanted) -> jax.Array:
     """The position in leaf `chosen` before which `wanted` of its ties lie; uint64.
 
     Other leaves aren't read. `chosen` = len(leaves) means that no leaf is cut: nothing is read.
     """
 
     def ties_before(leaf, candidates):
-        leaf, candidates = _read_again(leaf, candidates)
+        ranks, candidates = leaf.read_again(candidates)
         position = positions.exact(leaf.shape)
-        kept = [tied(leaf) & (position < _saturated(c, position.dtype)) for c in candidates]
+        tied = ranks == cut
+        kept = [tied & (position < _saturated(c, position.dtype)) for c in candidates]
         return wide.exact_sums([kept])[0]
 
     def at_most_wanted(candidates):
-        none = lambda leaf, candidates: jnp.zeros(len(candidates), jnp.uint64)
+        none = lambda candidates: jnp.zeros(len(candidates), jnp.uint64)
         found = [
-            jax.lax.cond(chosen == i, ties_before, none, leaf, candidates)
+            jax.lax.cond(chosen == i, functools.partial(ties_before, leaf), none, candidates)
             for i, leaf in enumerate(leaves)
         ]
         return functools.reduce(jnp.add, found) <= wanted
 
-    digits = -(-max(leaf.size for leaf in leaves).bit_length() // _DIGIT)
+    digits = -(-max(math.prod(leaf.shape) for leaf in leaves).bit_length() // _DIGIT)
     needed = jnp.where(chosen < len(leaves), jnp.int32(digits), jnp.int32(0))
     return _largest(at_most_wanted, (jnp.uint64(0), _DIGIT * (digits - 1)), needed)
 

@@ -12,6 +12,7 @@ from flax import nnx
 from jax.sharding import AxisType
 
 import jaxprune as jp
+from jaxprune.trees import sampling
 from tests.methods.link_table import distance, step_of, weights
 from tests.methods.test_links_frameworks import as_pure
 from tests.methods.test_links_optimizers import EXTRA_ARGS, OPTIMIZERS
@@ -117,6 +118,42 @@ def test_masks_weights_and_moments_are_those_of_a_loop_in_numpy(by, relaxed):
                 np.testing.assert_allclose(moment[name]["kernel"], getattr(loop, key), atol=1e-6)
                 assert np.all(np.asarray(moment[name]["kernel"])[~loop.mask] == 0)
     assert 1 <= changed <= 4  # at 2, 4, 6, 8; from 9 on the schedule gives 0
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("by", ["gradient", "random", least_gradients])
+def test_choices_among_ties_and_infinities_are_those_of_numpy(by, dtype):
+    """Of small integers, with infinite gradients in front: what stays comes before them."""
+    key = jax.random.key(5)
+
+    @jax.jit
+    def mask_after(weight, mask, gradient, fraction):
+        tx = jp.regrow(optax.sgd(0.0), {"w": mask}, by=by, every=1, fraction=fraction, key=key)
+        state = tx.init({"w": weight})._replace(count=jnp.int32(1))
+        return mask_of(tx.update({"w": gradient}, state, {"w": weight})[1])["w"]
+
+    drawn = jax.random.fold_in(jax.random.fold_in(key, 0), 1)
+    uniform = sampling.open_uniform(jnp.ones((6, 7)), drawn, sampling.counter_bits)
+    for seed in range(20):
+        draw = np.random.default_rng(seed)
+        mask = draw.random((6, 7)) < draw.random()
+        weight = np.where(mask, draw.integers(-2, 3, (6, 7)), 0).astype(float)
+        gradient = draw.integers(-2, 3, (6, 7)).astype(float)
+        gradient[0, :2] = np.inf, -np.inf
+        share = np.float32(draw.random())
+        kept = mask.sum()
+        dropped = int(np.round(share * np.float32(kept)))
+        stays = largest(np.where(mask, np.abs(weight), -1), kept - dropped)
+        scores = {"gradient": np.abs(gradient), "random": np.asarray(uniform, float)}
+        score = np.where(stays, -np.inf, scores.get(by, -np.abs(gradient)))
+        # Of those that stay none competes, even where scores are -inf too.
+        order = np.lexsort((np.arange(42), -score.ravel(), stays.ravel()))
+        expected = stays.ravel()
+        expected[order[:dropped]] = True
+        found = mask_after(
+            jnp.asarray(weight, dtype), jnp.asarray(mask), jnp.asarray(gradient, dtype), share
+        )
+        np.testing.assert_array_equal(found.ravel(), expected)
 
 
 def test_random_growth_drops_the_smallest_and_draws_evenly_and_anew():
