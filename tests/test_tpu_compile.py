@@ -181,10 +181,13 @@ AT_SCALE = [
     ("projection_capped_simplex", "base"),
     ("bernoulli_mask", "opposite"),
     ("relaxed_bernoulli, counter_bits", "base"),
+    ("random_mask", "opposite"),
     ("threshold_mask, groups", "base"),
     ("step, keep_sparse, every 100, scheduled", "base"),
     ("step, keep_sparse 2:4, every 40", "base"),
     ("step, straight_through of keep_sparse 2:4, every 40", "base"),
+    ("step, keep_sparse of Blocks, scheduled", "base"),
+    ("step, regrow", "opposite"),
     ("step, project_probabilities", "base"),
     ("step, add_hoyer_square", "base"),
 ]
