@@ -40,6 +40,7 @@ from experiments.devices import Devices
 from experiments.experiment import Experiment, definitions, with_epochs, with_setting
 from experiments.log import Log, announced
 from experiments.phases import Network
+from experiments.phases.base import in_room
 from experiments.room import Room, initial_network
 from experiments.usage import Parser, UsageError, exit_with_one_line
 
@@ -163,6 +164,7 @@ def check(experiment: Experiment, network: Network, room: Room) -> None:
 
 
 def _begun(phase, experiment, steps, room, network):
+    phase = in_room(phase, network, room)
     params = phase.begin(network, experiment.sparsity)
     return phase.links(network, experiment.sparsity, steps.total, room).init(params)
 
