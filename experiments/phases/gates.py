@@ -1,6 +1,7 @@
 """Channel gates: trained between two trainings of the weights, then cut."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -15,15 +16,16 @@ from experiments.phases.removal import without_channels
 class TrainGates:
     """Gates behind norms trained by Adam, and cut. The weights stay as they are (DNAL's way).
 
-    A gate is a sigmoid, sharpened from 1 to `sharpest` in a geometric series over the phase. The
-    loss has `strength` times the mean of the sigmoids as they are before they are sharpened. What
-    isn't open by `open_from` at the end is pruned, but for the most open one of each family; how
-    open the others are is multiplied into the norms. How much is pruned is an outcome.
+    A gate is the sigmoid of a score, sharpened from 1 to `sharpest` in a geometric series over the
+    phase. The loss has `strength` times the mean of the sigmoids as they are before they are
+    sharpened. Adam's steps, all in one direction, would move a score by `travel` from its `start`.
+    What isn't open by `open_from` at the end is pruned, but for the most open one of each family;
+    how open the others are is multiplied into the norms. How much is pruned is an outcome.
     """
 
     epochs: int
     batch: int = 128
-    learning_rate: float = 1e-2
+    travel: float = 5.0
     strength: float = 1.0
     start: float = 1.0
     sharpest: float = 1e4
@@ -34,8 +36,8 @@ class TrainGates:
     def __post_init__(self):
         if not 0 < self.open_from < 1:
             raise ValueError(f"open_from must lie between 0 and 1, got {self.open_from}")
-        if not self.sharpest >= 1:
-            raise ValueError(f"sharpest must be at least 1, got {self.sharpest}")
+        if not self.sharpest > 1:
+            raise ValueError(f"sharpest must be above 1, got {self.sharpest}")
 
     def in_room(self, network: Network, room) -> "_Gating":
         """The phase with the channels of this network."""
@@ -61,7 +63,8 @@ class _Gating(TrainGates):
 
     def links(self, network: Network, sparsity: float, steps: int, room):
         """Adam for the gates, whose steps get as small as what sharp gates can tell apart."""
-        rate = optax.exponential_decay(self.learning_rate, steps, 1 / self.sharpest)
+        first = self.travel * math.log(self.sharpest) / (1 - 1 / self.sharpest) / steps
+        rate = optax.exponential_decay(first, steps, 1 / self.sharpest)
         return partition(weights=optax.set_to_zero(), gates=optax.adam(rate))
 
     def gradients(self, params: Tree, rest: Tree, loss_of, key, progress):

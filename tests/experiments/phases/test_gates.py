@@ -141,7 +141,7 @@ def test_networks_without_norms_have_no_gates_and_nothing_dies(tmp_path, digits)
 
 @pytest.mark.parametrize(
     ("phase", "option"),
-    [(TrainGates, {"open_from": 1.0}), (TrainGates, {"sharpest": 0.5})],
+    [(TrainGates, {"open_from": 1.0}), (TrainGates, {"sharpest": 1.0})],
 )
 def test_options_of_gates_are_checked(phase, option):
     (name,) = option
@@ -156,7 +156,7 @@ def test_the_kind_of_budget_is_checked():
 
 @pytest.mark.slow
 def test_a_residual_network_trains_its_gates_and_trains_on_without_channels(tmp_path, digits):
-    dense, gates = Dense(4, **ADAM), TrainGates(8, batch=64, learning_rate=0.2, start=0.2)
+    dense, gates = Dense(4, **ADAM), TrainGates(8, batch=64)
     phases = (dense, gates, Shrink(), FineTune(2, **ADAM))
     experiment = dataclasses.replace(SMALL, model="resnet8", phases=phases, evaluations=2)
     result = run.run(experiment, digits, tmp_path)
