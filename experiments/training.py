@@ -164,7 +164,8 @@ def compiled(
 def _one_step(phase, optimizer, room, feed, steps, payload: Tree, state: State) -> State:
     batch_key, draw_key = jax.random.split(jax.random.fold_in(state.key, state.step))
     batch = room.task.batch(feed.records(payload, state.step), batch_key)
-    loss_of = lambda weights, rest: room.loss(weights, rest, batch)
+    of_batch = room.frozen_loss if getattr(phase, "frozen_norms", False) else room.loss
+    loss_of = lambda weights, rest: of_batch(weights, rest, batch)
     progress = state.step / steps.total
     loss, rest, grads = phase.gradients(state.params, state.rest, loss_of, draw_key, progress)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params, grad=grads)

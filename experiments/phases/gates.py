@@ -16,6 +16,7 @@ from experiments.phases.removal import without_channels
 class TrainGates:
     """Gates behind norms trained by Adam, and cut. The weights stay as they are (DNAL's way).
 
+    So do the statistics of norms: a norm that measures its own would undo gates that shut together.
     A gate is the sigmoid of a score, sharpened from 1 to `sharpest` in a geometric series over the
     phase. The loss has `strength` times the mean of the sigmoids as they are before they are
     sharpened. Adam's steps, all in one direction, would move a score by `travel` from its `start`.
@@ -25,13 +26,14 @@ class TrainGates:
 
     epochs: int
     batch: int = 128
-    travel: float = 5.0
-    strength: float = 1.0
-    start: float = 1.0
+    travel: float = 8.0
+    strength: float = 2.0
+    start: float = 3.0
     sharpest: float = 1e4
     open_from: float = 0.9
     name: str = "gates"
     needs_heldout = False
+    frozen_norms = True
 
     def __post_init__(self):
         if not 0 < self.open_from < 1:

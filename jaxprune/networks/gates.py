@@ -25,7 +25,7 @@ def init_gates(
     params: chex.ArrayTree,
     channels: Channels,
     *,
-    value: float = 1.0,
+    value: float = 3.0,
     where: masks.Where | None = None,
 ) -> tuple[jax.Array | None, ...]:
     """A gate for each group of channels that goes through a norm, to be trained.
@@ -33,7 +33,7 @@ def init_gates(
     Args:
       params: the parameters that the groups were found in.
       channels: of `channel_groups`.
-      value: what the gates start from, before the sigmoid.
+      value: what the gates start from, before the sigmoid: by default they are open by 0.95.
       where: which leaves gates multiply, as for `prunable`. By default the scales of norms
         (`scale`, `gamma`, a one-dimensional `weight`) and the shifts beside them.
 
@@ -52,7 +52,7 @@ def init_gates(
     >>> apply = lambda p, x: jax.nn.relu(x @ p["a"] * p["scale"]) @ p["b"]
     >>> channels = jp.channel_groups(apply, params, jnp.ones((1, 2)))
     >>> jp.init_gates(params, channels)
-    (Array([1., 1., 1.], dtype=float32),)
+    (Array([3., 3., 3.], dtype=float32),)
     """
     checks.number("`value`", value, "a number")
     gated = _gated_leaves(params, channels, where)
@@ -89,7 +89,9 @@ def apply_gates(
             gated = jp.apply_gates(params, channels, gates, sharpness(step))
             return task(gated) + 1e-4 * sum(jnp.sum(jax.nn.sigmoid(s)) for s in gates)
 
-    What is open in the end is `jax.nn.sigmoid(delta * s) > 0.9`, a mask for `channel_mask`.
+    What is open in the end is `jax.nn.sigmoid(delta * s) > 0.9`, a mask for `channel_mask`. Train
+    gates with BatchNorm in its evaluation form: a norm that measures its own batch scales up what
+    gates before it have made small, so that all of them could shut together at no loss.
 
     Args:
       params: the parameters that the groups were found in.

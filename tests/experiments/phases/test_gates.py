@@ -6,11 +6,13 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
 import jaxprune as jp
-from experiments import data, run
+from experiments import checkpoints, data, run, training
+from experiments.log import Log
 from experiments.phases import (
     Dense,
     FineTune,
@@ -66,10 +68,10 @@ def widths(network):
 
 def test_a_step_is_that_of_the_gates_alone(digits):
     network, room = small(digits)
-    phase = TrainGates(1, batch=64, strength=3.0, sharpest=100.0).in_room(network, room)
+    phase = TrainGates(1, batch=64, strength=3.0, start=0.1, sharpest=100.0).in_room(network, room)
     trained = phase.begin(network, 0.5)
     batch = room.task.batch(digits.train, jax.random.key(0))
-    loss_of = lambda weights, rest: room.loss(weights, rest, batch)
+    loss_of = lambda weights, rest: room.frozen_loss(weights, rest, batch)
     loss, _, grads = phase.gradients(trained, network.rest, loss_of, None, jnp.float32(0.5))
 
     def expected(scores):  # of the family behind the norm, at the sharpness 100 ** 0.5
@@ -77,15 +79,39 @@ def test_a_step_is_that_of_the_gates_alone(digits):
         weights = jax.tree.map(jnp.copy, network.weights)
         for name in ("scale", "bias"):
             weights["norm"][name] = weights["norm"][name].replace(weights["norm"][name][...] * gate)
-        loss = room.loss(weights, network.rest, batch)[0]
+        loss = room.frozen_loss(weights, network.rest, batch)[0]
         return loss + 3.0 * jnp.mean(jax.nn.sigmoid(scores)), loss
 
-    scores = jnp.ones(16)
+    scores = jnp.full(16, 0.1)
     wanted, plain = jax.grad(expected, has_aux=True)(scores)
     np.testing.assert_allclose(loss, plain, rtol=1e-5)
     (found,) = jax.tree.leaves(grads["gates"])
     np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-6)
     assert not any(jnp.any(leaf != 0) for leaf in jax.tree.leaves(grads["weights"]))
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_only_gates_are_trained_and_statistics_of_norms_stay(digits, tmp_path):
+    network, room = small(digits)
+    phase, log = TrainGates(2, batch=64), Log(tmp_path / "metrics.jsonl", digits.task.metric)
+    experiment = dataclasses.replace(SMALL, phases=(phase,), evaluations=1)
+    saved = checkpoints.saved_in(tmp_path / "checkpoints", 1e9, room.devices)
+    key, of_phase = jax.random.key(0), log.of_phase(0, "gates")
+    found = training.train(phase, network, experiment, room, key, of_phase, saved)
+    jax.tree.map(np.testing.assert_array_equal, found.rest, network.rest)
+    kernels = lambda of: [of.weights[name]["kernel"] for name in ("first", "second", "last")]
+    jax.tree.map(np.testing.assert_array_equal, kernels(found), kernels(network))
+    assert rows(tmp_path)[-1]["dying"] == 0
+
+
+def test_a_frozen_loss_is_that_of_evaluation(digits):
+    network, room = small(digits)
+    batch = room.task.batch(digits.train, jax.random.key(0))
+    loss, rest = room.frozen_loss(network.weights, network.rest, batch)
+    logits = room.outputs(network.parameters(), batch[0])
+    wanted = optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]).mean()
+    np.testing.assert_allclose(loss, wanted, rtol=1e-6)
+    jax.tree.map(np.testing.assert_array_equal, rest, network.rest)
 
 
 def test_gates_that_shut_are_cut_and_leave(digits):
