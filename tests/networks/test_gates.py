@@ -100,7 +100,8 @@ def test_training_shuts_what_the_loss_does_not_need_and_the_rest_shrinks_exactly
     tree["second"]["kernel"] = tree["second"]["kernel"].at[1].set(0.0)
     steps = 150
     sharpness = optax.exponential_decay(1.0, steps, 1e4)
-    tx, found = optax.adam(0.05), jp.init_gates(tree, channels())
+    tx = optax.adam(optax.exponential_decay(0.2, steps, 1e-4))
+    found = jp.init_gates(tree, channels(), value=1.0)
     state = tx.init(found)
 
     @jax.jit
