@@ -15,7 +15,7 @@ from experiments.tasks import Metric
 def run_picture(
     rows: list[dict], layers: list[jp.Layer], leaves: list[Leaf], metric: Metric, path: Path
 ) -> None:
-    """The metric and the sparsity over time, the density of each layer, and widths that changed."""
+    """Metric, sparsity and dying channels over time; density by layer, and widths that changed."""
     shrunk = any(leaf.before != leaf.after for leaf in leaves)
     count = 3 if shrunk else 2
     figure, axes = plt.subplots(1, count, figsize=(6 * count, 4.5), layout="constrained")
@@ -37,6 +37,12 @@ def _over_time(axis, rows, metric):
     of_metric = axis if metric.fraction else axis.twinx()
     lines = of_metric.plot(epochs, values, "o-", ms=3, label=f"test {metric.name}")
     lines += axis.plot(epochs, [row["sparsity"] for row in rows], "s-C1", ms=3, label="sparsity")
+    dying = [row.get("dying") or 0 for row in rows]
+    if any(dying):
+        count = axis.twinx()
+        count.spines["right"].set_position(("outward", 0 if metric.fraction else 40))
+        count.set(ylabel="dying channels", ylim=(0, 1.1 * max(dying)))
+        lines += count.plot(epochs, dying, "^-C2", ms=3, label="dying channels")
     for number, start in offset.items():
         name = next(row["phase"] for row in rows if row["number"] == number)
         axis.axvline(start, color="grey", lw=0.8)

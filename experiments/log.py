@@ -106,8 +106,13 @@ class PhaseLog:
         self._say(f"step {step:,} of {self.steps:,}, {rate:.3g} steps/s, {left:,.0f} s left")
         self.reported, self.reported_step = now, step
 
-    def evaluation(self, step, epoch, loss, value, sparsity, problems: list[str]) -> None:
-        """Logs and prints one evaluation, and problems that are new."""
+    def evaluation(
+        self, step, epoch, loss, value, sparsity, problems: list[str], dying: dict[str, int]
+    ) -> None:
+        """Logs and prints one evaluation, and problems that are new.
+
+        `dying` has, of each norm's scale, how many channels are dying; it is empty without norms.
+        """
         metric, known, value = self.log.metric, self.log.problems(), float(value)
         row = {
             "number": self.number,
@@ -117,6 +122,8 @@ class PhaseLog:
             "loss": float(loss),
             metric.name: value,
             "sparsity": float(sparsity),
+            "dying": sum(dying.values()) if dying else None,
+            "dying_by_leaf": {leaf: count for leaf, count in dying.items() if count},
             "problems": problems,
             "seconds": time.monotonic() - self.evaluated,
         }
@@ -125,6 +132,7 @@ class PhaseLog:
         self._say(
             f"epoch {epoch:.1f}, loss {row['loss']:.4f}, "
             f"test {metric.name} {metric.text(value)}, sparsity {row['sparsity']:.2%}"
+            + (f", {row['dying']:,} dying channels" if row["dying"] else "")
         )
         for problem in problems:
             if f"{self.name}: {problem}" not in known:

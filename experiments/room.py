@@ -95,6 +95,12 @@ class Room:
             loss = self.task.loss(model, batch)
         return loss, nnx.split(model, nnx.Param, ...)[2]
 
+    def frozen_loss(self, weights: Tree, rest: Tree, batch: Tree) -> tuple[jax.Array, Tree]:
+        """As `loss`, with the model called as in evaluation: norms keep their statistics."""
+        model: Any = lambda inputs, train: self.run(weights, rest, inputs, train=False)[0]
+        with self.devices.in_model():
+            return self.task.loss(model, batch), rest
+
     def _model(self, weights, rest):
         return nnx.merge(self.graph, weights, rest, copy=True)
 

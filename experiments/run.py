@@ -39,7 +39,8 @@ from experiments.costs import ahead
 from experiments.devices import Devices
 from experiments.experiment import Experiment, definitions, with_epochs, with_setting
 from experiments.log import Log, announced
-from experiments.phases import Network
+from experiments.phases import Network, Shrink
+from experiments.phases.base import in_room
 from experiments.room import Room, initial_network
 from experiments.usage import Parser, UsageError, exit_with_one_line
 
@@ -173,6 +174,7 @@ def check(experiment: Experiment, network: Network, room: Room) -> None:
 def _begun(phase, experiment, room, network):
     if not phase.epochs:
         return phase.mask(network)
+    phase = in_room(phase, network, room)
     steps = training.Steps.of(phase, room.train.count, experiment)
     params = phase.begin(network, experiment.sparsity)
     return phase.links(network, experiment.sparsity, steps.total, room).init(params)
@@ -187,7 +189,8 @@ def report(
     layers = [layer._replace(size=sizes[layer.path]) for layer in jp.layers(network.mask)]
     shrunk = any(leaf.before != leaf.after for leaf in leaves)
     findings = {} if shrunk else room.task.findings(experiment.model, network.mask)
-    size = shrinkage.sizes(first, network, room) if shrunk else {}
+    may_shrink = shrunk or any(isinstance(phase, Shrink) for phase in experiment.phases)
+    size = shrinkage.sizes(first, network, room) if may_shrink else {}
     result = measured(experiment, network, room, log)
     kept, weights = sum(layer.kept for layer in layers), sum(layer.size for layer in layers)
     result |= {
@@ -198,8 +201,9 @@ def report(
         **findings,
     }
     table = jp.table(network.mask)
-    if shrunk:
+    if size:
         result["size"] = {when: each._asdict() for when, each in size.items()}
+    if shrunk:
         table += f"\n\n{shrinkage.table(leaves)}"
     processes.write(folder / "table.txt", table + "\n")
     if processes.is_main():

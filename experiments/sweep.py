@@ -172,6 +172,8 @@ def summary(name: str, settings: dict, results: list[dict]) -> dict:
     macs = [*map(_macs, results)]
     if None not in macs:
         row["macs"] = macs
+    if all("size" in result for result in results):
+        row["milliseconds"] = [result["size"]["after"]["milliseconds"] for result in results]
     return row
 
 
@@ -195,6 +197,7 @@ def as_markdown(rows: list[dict]) -> str:
         f"held out{unit}": lambda row: number(row["heldout"]) if "heldout" in row else "",
         "weights kept": lambda row: _each(row["kept"]),
         "MACs": lambda row: _each(row.get("macs", [])),
+        "ms a batch": lambda row: " / ".join(f"{ms:.3g}" for ms in row.get("milliseconds", [])),
         "seconds": lambda row: f"{row['seconds']:.0f}",
         "runs with problems": lambda row: str(row["problems"] or ""),
     }

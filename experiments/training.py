@@ -20,7 +20,7 @@ from experiments import data, processes
 from experiments.checkpoints import Checkpoints
 from experiments.experiment import Experiment
 from experiments.log import PhaseLog, announced
-from experiments.phases.base import Network, Tree
+from experiments.phases.base import Network, Tree, in_room
 from experiments.room import Room
 
 
@@ -46,6 +46,7 @@ def train(
 ) -> Network:
     """Trains the phase from its last checkpoint, or from `network`, to its end."""
     order_key, draw_key, end_key = jax.random.split(key, 3)
+    phase = in_room(phase, network, room)
     start = begun(phase, network, experiment, room, order_key)
     state = room.devices.placed(start.first_state(network, draw_key))
     with saved as checkpoints, closing(start.feed):
@@ -74,9 +75,10 @@ def begun(
     phase: Any, network: Network, experiment: Experiment, room: Room, order_key: jax.Array
 ) -> Begun:
     """What training the phase takes; of the network the shapes suffice."""
+    phase = in_room(phase, network, room)
     steps = Steps.of(phase, room.train.count, experiment)
     links = phase.links(network, experiment.sparsity, steps.total, room)
-    optimizer = optax.with_extra_args_support(links)
+    optimizer = optax.with_extra_args_support(optax.chain(jp.count_dying(), links))
     feed = room.train.feed(phase.batch, order_key)
     programs = compiled(phase, optimizer, room, feed, steps)
 
@@ -162,7 +164,8 @@ def compiled(
 def _one_step(phase, optimizer, room, feed, steps, payload: Tree, state: State) -> State:
     batch_key, draw_key = jax.random.split(jax.random.fold_in(state.key, state.step))
     batch = room.task.batch(feed.records(payload, state.step), batch_key)
-    loss_of = lambda weights, rest: room.loss(weights, rest, batch)
+    of_batch = room.frozen_loss if getattr(phase, "frozen_norms", False) else room.loss
+    loss_of = lambda weights, rest: of_batch(weights, rest, batch)
     progress = state.step / steps.total
     loss, rest, grads = phase.gradients(state.params, state.rest, loss_of, draw_key, progress)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params, grad=grads)
@@ -219,9 +222,17 @@ def loop(
                 value=value,
                 sparsity=sparsity,
                 problems=jp.problems(state.opt_state),
+                dying=_dying(state.opt_state),
             )
             state = state._replace(loss=jnp.zeros_like(state.loss))
         if checkpoints.save_if_due(step, state):
             log.stopped(step)
             sys.exit(processes.STOPPED)
     return state
+
+
+def _dying(opt_state: optax.OptState) -> dict[str, int]:
+    """Of each norm's scale how many entries are all but zero: these channels die by themselves."""
+    paths_and_counts = jax.tree_util.tree_leaves_with_path(optax.tree.get(opt_state, "dying"))
+    name = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
+    return {name(path): int(count) for path, count in paths_and_counts}

@@ -24,10 +24,13 @@ Change it over time             cubic_sparsity, alternating_sparsity, ramped_thr
                                 annealed_temperature
 Make the network smaller        channel_groups, channel_norms, channel_mask, shrink,
                                 shrink_module
+Prune channels by data, gates   channel_sensitivities, prune_channels, init_gates, apply_gates
+Count channels that just die    count_dying
 Stay within FLOPs or time       channel_cost, channel_times, budget_mask
 Hand over to hardware           pack_24, unpack_24
 """
 
+from jaxprune.methods.dying import count_dying
 from jaxprune.methods.gumbel import inverse_density, project_logits, rescale, signed_constant
 from jaxprune.methods.hoyer import (
     add_group_hoyer_square,
@@ -68,11 +71,13 @@ from jaxprune.methods.trainable_thresholds import (
 )
 from jaxprune.networks.channels import ChannelGroups, Channels, channel_groups
 from jaxprune.networks.flops import inner_layers, leaf_flops
+from jaxprune.networks.gates import apply_gates, init_gates
 from jaxprune.networks.group_trees import channel_cost, channel_mask, channel_norms
 from jaxprune.networks.modules import shrink_module
 from jaxprune.networks.oneshot import prune_layers
 from jaxprune.networks.reconstruction import reconstruct
 from jaxprune.networks.removal import Shrunk, shrink
+from jaxprune.networks.sensitivities import channel_sensitivities, prune_channels
 from jaxprune.networks.timing import channel_times
 from jaxprune.patterns.counting import mask_count, smallest_n
 from jaxprune.patterns.groups import group_norms
@@ -114,6 +119,7 @@ __all__ = [
     "add_penalty",
     "alternating_sparsity",
     "annealed_temperature",
+    "apply_gates",
     "apply_mask",
     "bernoulli_mask",
     "best_sampled_mask",
@@ -122,8 +128,10 @@ __all__ = [
     "channel_groups",
     "channel_mask",
     "channel_norms",
+    "channel_sensitivities",
     "channel_times",
     "count",
+    "count_dying",
     "counter_bits",
     "cubic_sparsity",
     "current_mask",
@@ -136,6 +144,7 @@ __all__ = [
     "gumbel_pattern_mask",
     "hoyer_ratio",
     "hoyer_square",
+    "init_gates",
     "init_pattern_logits",
     "init_probabilities",
     "init_thresholds",
@@ -157,6 +166,7 @@ __all__ = [
     "project_probabilities",
     "projection_capped_simplex",
     "prunable",
+    "prune_channels",
     "prune_layers",
     "prune_to",
     "ramped_threshold",

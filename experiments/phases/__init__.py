@@ -7,6 +7,8 @@ from experiments.phases.base import Network as Network
 from experiments.phases.base import OneShot as OneShot
 from experiments.phases.dense import Dense as Dense
 from experiments.phases.dense import FineTune as FineTune
+from experiments.phases.dying import RemoveDying as RemoveDying
+from experiments.phases.gates import TrainGates as TrainGates
 from experiments.phases.gumbel import Extract as Extract
 from experiments.phases.hoyer import Regularize as Regularize
 from experiments.phases.hoyer import Threshold as Threshold
@@ -20,5 +22,6 @@ from experiments.phases.nm import TrainPattern as TrainPattern
 from experiments.phases.probmask import Search as Search
 from experiments.phases.removal import PruneChannels as PruneChannels
 from experiments.phases.removal import Shrink as Shrink
+from experiments.phases.sensitivity import PruneBySensitivity as PruneBySensitivity
 from experiments.phases.sparse_training import PruneAtStart as PruneAtStart
 from experiments.phases.sparse_training import Regrow as Regrow

@@ -3,7 +3,8 @@
 A phase takes a `Network` and gives a `Network`. One that trains has `epochs` and a `batch`, and the
 runner asks it, in this order, for what is trained (`begin`), the optimizer (`links`), gradients in
 every step, the network as it stands (`current`), and the outcome (`end`); `dense.Dense` is the
-simplest. One that trains nothing is a `OneShot`. Everything is composed of public links and
+simplest; one that must know the model's channels first has `in_room`. One that trains nothing is a
+`OneShot`. Everything is composed of public links and
 functions of jaxprune and optax.
 """
 
@@ -66,6 +67,11 @@ class OneShot:
     def apply(self, network: Network, sparsity: float, room) -> Network:
         """The network with another mask, other weights or another rest."""
         raise NotImplementedError
+
+
+def in_room(phase: Any, network: Network, room) -> Any:
+    """The phase as it trains this network: most need to know nothing of it."""
+    return phase.in_room(network, room) if hasattr(phase, "in_room") else phase
 
 
 def kept(tree: Tree, sparsity: float) -> int:

