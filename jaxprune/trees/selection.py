@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from jaxprune.trees import checks, masks, positions, wide
 
-_INFINITY = 0x7F800000  # the bits of float32's infinity
+INFINITY = 0x7F800000  # the bits of float32's infinity
 _DIGIT = 2  # bits fixed in one pass: on CPUs 1 takes seven times as long, 4 half as long again
 
 
@@ -113,13 +113,13 @@ def keep_largest(
 @functools.partial(jax.jit, static_argnames="magnitudes")
 def _keep_largest(scores, k, *, magnitudes):
     leaves, structure = jax.tree.flatten(scores)
-    rank = functools.partial(_rank, magnitude=magnitudes)
-    cut = _cut_value(leaves, rank, k)
+    ranked = functools.partial(rank, magnitude=magnitudes)
+    cut = _cut_value(leaves, ranked, k)
 
     def choose(leaves):
-        tied, above = (lambda leaf: rank(leaf) == cut), (lambda leaf: rank(leaf) > cut)
+        tied, above = (lambda leaf: ranked(leaf) == cut), (lambda leaf: ranked(leaf) > cut)
         limits = _cut_positions(leaves, tied, above, k)
-        leaves, limits = _read_again(leaves, limits)
+        leaves, limits = read_again(leaves, limits)
         return [
             above(leaf) | (tied(leaf) & (positions.exact(leaf.shape) < limit))
             for leaf, limit in zip(leaves, limits, strict=True)
@@ -131,22 +131,22 @@ def _keep_largest(scores, k, *, magnitudes):
     return structure.unflatten(jax.lax.cond(k > 0, choose, nothing, leaves))
 
 
-def _rank(leaf: jax.Array, magnitude: bool) -> jax.Array:
-    """uint32 in the order of the scores: 0 for -inf and NaN, 2 * _INFINITY for inf."""
+def rank(leaf: jax.Array, magnitude: bool = False) -> jax.Array:
+    """uint32 in the order of the scores: 0 for -inf and NaN, 2 * INFINITY for inf."""
     bits = jax.lax.bitcast_convert_type(leaf.astype(jnp.float32), jnp.uint32)
     size = bits & 0x7FFFFFFF
     negative = (bits > 0x7FFFFFFF) & (not magnitude)
-    rank = jnp.where(negative, _INFINITY - size, _INFINITY + size)
-    return jnp.where(size > _INFINITY, jnp.uint32(0), rank)
+    ordered = jnp.where(negative, INFINITY - size, INFINITY + size)
+    return jnp.where(size > INFINITY, jnp.uint32(0), ordered)
 
 
 def _low_zero_bits(dtype) -> int:
-    """How many low bits of `_rank` are zero for every score of this dtype."""
+    """How many low bits of `rank` are zero for every score of this dtype."""
     floating = jnp.issubdtype(dtype, jnp.floating)
     return 23 - (jnp.finfo(dtype).nmant if floating else jnp.iinfo(dtype).bits - 1)
 
 
-def _largest(holds: Callable[[list[jax.Array]], jax.Array], start, digits) -> jax.Array:
+def largest(holds: Callable[[list[jax.Array]], jax.Array], start, digits) -> jax.Array:
     """The largest integer for which a monotone condition holds, digit by digit.
 
     Args:
@@ -165,22 +165,22 @@ def _largest(holds: Callable[[list[jax.Array]], jax.Array], start, digits) -> ja
     return jax.lax.fori_loop(jnp.int32(0), digits, fix_digit, zero)
 
 
-def _read_again(leaves, then):
+def read_again(leaves, then):
     """The same leaves, of which XLA doesn't know it: else it would keep ranks of all in memory."""
     return jax.lax.optimization_barrier((leaves, then))
 
 
-def _cut_value(leaves, rank, k) -> jax.Array:
+def _cut_value(leaves, ranked, k) -> jax.Array:
     """The rank of the k-th largest score."""
 
     def reached_by_k(candidates):
-        here, candidates = _read_again(leaves, candidates)
-        reached = [[rank(leaf) >= c for c in candidates] for leaf in here]
+        here, candidates = read_again(leaves, candidates)
+        reached = [[ranked(leaf) >= c for c in candidates] for leaf in here]
         return jnp.sum(wide.exact_sums(reached), axis=0) >= k
 
     known = min(_low_zero_bits(leaf.dtype) for leaf in leaves)
     digits = -(-(32 - known) // _DIGIT)
-    return _largest(reached_by_k, (jnp.uint32(0), 32 - _DIGIT), digits)
+    return largest(reached_by_k, (jnp.uint32(0), 32 - _DIGIT), digits)
 
 
 def _cut_positions(leaves, tied, above, k) -> list[jax.Array]:
@@ -191,7 +191,7 @@ def _cut_positions(leaves, tied, above, k) -> list[jax.Array]:
     whole = through <= wanted
     cut_leaf = jnp.sum(whole, dtype=jnp.int32)  # the one leaf that the order may cut
     before = jnp.max(through, where=whole, initial=0)
-    inside = _nth_tie(leaves, tied, cut_leaf, wanted - before)
+    inside = nth_tie(leaves, tied, cut_leaf, wanted - before)
 
     def limit(i, leaf):
         dtype = positions.exact_dtype(leaf.shape)
@@ -202,16 +202,16 @@ def _cut_positions(leaves, tied, above, k) -> list[jax.Array]:
     return [limit(i, leaf) for i, leaf in enumerate(leaves)]
 
 
-def _nth_tie(leaves, tied, chosen, wanted) -> jax.Array:
+def nth_tie(leaves, tied, chosen, wanted) -> jax.Array:
     """The position in leaf `chosen` before which `wanted` of its ties lie; uint64.
 
     Other leaves aren't read. `chosen` = len(leaves) means that no leaf is cut: nothing is read.
     """
 
     def ties_before(leaf, candidates):
-        leaf, candidates = _read_again(leaf, candidates)
+        leaf, candidates = read_again(leaf, candidates)
         position = positions.exact(leaf.shape)
-        kept = [tied(leaf) & (position < _saturated(c, position.dtype)) for c in candidates]
+        kept = [tied(leaf) & (position < saturated(c, position.dtype)) for c in candidates]
         return wide.exact_sums([kept])[0]
 
     def at_most_wanted(candidates):
@@ -224,9 +224,9 @@ def _nth_tie(leaves, tied, chosen, wanted) -> jax.Array:
 
     digits = -(-max(leaf.size for leaf in leaves).bit_length() // _DIGIT)
     needed = jnp.where(chosen < len(leaves), jnp.int32(digits), jnp.int32(0))
-    return _largest(at_most_wanted, (jnp.uint64(0), _DIGIT * (digits - 1)), needed)
+    return largest(at_most_wanted, (jnp.uint64(0), _DIGIT * (digits - 1)), needed)
 
 
-def _saturated(x: jax.Array, dtype) -> jax.Array:
+def saturated(x: jax.Array, dtype) -> jax.Array:
     """A uint64 in a dtype that may be narrower; what is too large becomes its largest."""
     return jnp.minimum(x, jnp.uint64(jnp.iinfo(dtype).max)).astype(dtype)
