@@ -25,9 +25,12 @@ Change it over time             cubic_sparsity, alternating_sparsity, ramped_thr
 Make the network smaller        channel_groups, channel_norms, channel_mask, shrink,
                                 shrink_module
 Stay within FLOPs or time       channel_cost, channel_times, budget_mask
+Prune and quantize together     compress_to, quantize_to, add_admm, keep_quantized,
+under one budget in bytes       knapsack_mask, multiple_choice
 Hand over to hardware           pack_24, unpack_24
 """
 
+from jaxprune.methods.compression import add_admm, compress_to, keep_quantized
 from jaxprune.methods.gumbel import inverse_density, project_logits, rescale, signed_constant
 from jaxprune.methods.hoyer import (
     add_group_hoyer_square,
@@ -83,8 +86,11 @@ from jaxprune.patterns.transposable import transposable_nm_mask, transposable_po
 from jaxprune.trees.bits import pack_mask, unpack_mask
 from jaxprune.trees.budgets import budget_mask
 from jaxprune.trees.densities import erk_sparsities, random_mask
+from jaxprune.trees.grids import Grid, quantize_to
 from jaxprune.trees.in_force import current_mask
+from jaxprune.trees.knapsack import knapsack_mask
 from jaxprune.trees.masks import apply_mask, count, prunable, sparsity
+from jaxprune.trees.multiple_choice import Choice, multiple_choice
 from jaxprune.trees.overlap import Overlap, overlaps
 from jaxprune.trees.projections import projection_capped_simplex
 from jaxprune.trees.report import Layer, layers, problems
@@ -104,11 +110,14 @@ __all__ = [
     "Blocks",
     "ChannelGroups",
     "Channels",
+    "Choice",
+    "Grid",
     "Layer",
     "Overlap",
     "Packed24",
     "Shrunk",
     "above_thresholds",
+    "add_admm",
     "add_group_hoyer_square",
     "add_hoyer_square",
     "add_penalty",
@@ -123,6 +132,7 @@ __all__ = [
     "channel_mask",
     "channel_norms",
     "channel_times",
+    "compress_to",
     "count",
     "counter_bits",
     "cubic_sparsity",
@@ -142,11 +152,14 @@ __all__ = [
     "inner_layers",
     "inverse_density",
     "keep_mask",
+    "keep_quantized",
     "keep_sparse",
+    "knapsack_mask",
     "l1",
     "layers",
     "leaf_flops",
     "mask_count",
+    "multiple_choice",
     "nm_mask",
     "overlaps",
     "pack_24",
@@ -161,6 +174,7 @@ __all__ = [
     "prune_to",
     "ramped_threshold",
     "random_mask",
+    "quantize_to",
     "reconstruct",
     "regrow",
     "relaxed_bernoulli",
