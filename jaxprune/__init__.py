@@ -26,7 +26,7 @@ Make the network smaller        channel_groups, channel_norms, channel_mask, shr
                                 shrink_module
 Stay within FLOPs or time       channel_cost, channel_times, budget_mask
 Prune and quantize together     compress_to, quantize_to, add_admm, keep_quantized,
-under one budget in bytes       knapsack_mask, multiple_choice
+under one budget in bytes       knapsack_mask, multiple_choice, pack_quantized, unpack_quantized
 Hand over to hardware           pack_24, unpack_24
 """
 
@@ -86,13 +86,14 @@ from jaxprune.patterns.transposable import transposable_nm_mask, transposable_po
 from jaxprune.trees.bits import pack_mask, unpack_mask
 from jaxprune.trees.budgets import budget_mask
 from jaxprune.trees.densities import erk_sparsities, random_mask
-from jaxprune.trees.grids import Grid, quantize_to
 from jaxprune.trees.in_force import current_mask
+from jaxprune.trees.integers import pack_quantized, unpack_quantized
 from jaxprune.trees.knapsack import knapsack_mask
 from jaxprune.trees.masks import apply_mask, count, prunable, sparsity
 from jaxprune.trees.multiple_choice import Choice, multiple_choice
 from jaxprune.trees.overlap import Overlap, overlaps
 from jaxprune.trees.projections import projection_capped_simplex
+from jaxprune.trees.quantizing import Grid, quantize_to
 from jaxprune.trees.report import Layer, layers, problems
 from jaxprune.trees.sampling import (
     bernoulli_mask,
@@ -164,6 +165,7 @@ __all__ = [
     "overlaps",
     "pack_24",
     "pack_mask",
+    "pack_quantized",
     "pattern_mask",
     "problems",
     "project_logits",
@@ -172,9 +174,9 @@ __all__ = [
     "prunable",
     "prune_layers",
     "prune_to",
+    "quantize_to",
     "ramped_threshold",
     "random_mask",
-    "quantize_to",
     "reconstruct",
     "regrow",
     "relaxed_bernoulli",
@@ -196,5 +198,6 @@ __all__ = [
     "trimming_point",
     "unpack_24",
     "unpack_mask",
+    "unpack_quantized",
     "vrpge_gradient",
 ]

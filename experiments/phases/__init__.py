@@ -10,6 +10,8 @@ from experiments.phases.dense import FineTune as FineTune
 from experiments.phases.gumbel import Extract as Extract
 from experiments.phases.hoyer import Regularize as Regularize
 from experiments.phases.hoyer import Threshold as Threshold
+from experiments.phases.joint import Compress as Compress
+from experiments.phases.joint import TrainQuantized as TrainQuantized
 from experiments.phases.learned_patterns import LearnPattern as LearnPattern
 from experiments.phases.magnitude import PruneGradually as PruneGradually
 from experiments.phases.magnitude import PruneMagnitudes as PruneMagnitudes

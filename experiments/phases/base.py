@@ -25,11 +25,15 @@ KERNELS = "kernel"
 
 
 class Network(NamedTuple):
-    """Trainable weights, everything else of the model (BatchNorm statistics), and a mask."""
+    """Trainable weights, everything else of the model (BatchNorm statistics), and a mask.
+
+    `grids` are those of quantized weights, a tree like the weights, or None where there are none.
+    """
 
     weights: Tree
     rest: Tree
     mask: Tree
+    grids: Tree = None
 
     def masked_weights(self) -> Tree:
         """The weights with exact zeros where the mask prunes."""

@@ -1,10 +1,10 @@
 r"""Pruning and quantization under one budget in bits: a projection, and ADMM towards it.
 
 The size of a compressed network is :math:`\sum_l b_l \|W_l\|_0`, with the bits of each layer and
-the number of weights that it keeps. `compress_to` looks for the nearest tree of a given size. Widths
-are chosen first: for each layer all widths at several prices of a bit, where a weight stays if it is
-worth more than its bits cost, are the choices of a multiple-choice knapsack (`multiple_choice`). At
-these widths the mask is one knapsack over all weights (`knapsack_mask`), which fills the budget.
+the number of weights that it keeps. `compress_to` looks for the nearest tree of a given size.
+Widths come first: for each layer all widths at several prices of a bit, where a weight stays if it
+is worth more than its bits cost, are the choices of a multiple-choice knapsack. At these widths the
+mask is one knapsack over all weights, `knapsack_mask`, which fills the budget.
 
 `add_admm` draws training towards any projection:
 
@@ -28,8 +28,8 @@ import jax.numpy as jnp
 import optax
 
 from jaxprune.methods.keeping import needed
-from jaxprune.trees import checks, grids, knapsack, masks, multiple_choice, selection
-from jaxprune.trees.grids import Grid, nearest
+from jaxprune.trees import checks, knapsack, masks, multiple_choice, quantizing, selection
+from jaxprune.trees.quantizing import Grid
 
 _PRICES = 16  # of a bit that are tried
 _COARSELY, _FINELY = 2.0**-1.25, 2.0**-0.25  # each price as part of the one before
@@ -78,14 +78,14 @@ def compress_to(
     """
     budget = 8 * checks.integer("the budget", budget, least=0)
     place_bits = checks.integer("`place_bits`", place_bits, least=0)
-    if checks.integer("`most_bits`", most_bits, least=1) > grids.MOST_BITS:
-        raise ValueError(f"`most_bits` must be at most {grids.MOST_BITS}, got {most_bits}")
+    if checks.integer("`most_bits`", most_bits, least=1) > quantizing.MOST_BITS:
+        raise ValueError(f"`most_bits` must be at most {quantizing.MOST_BITS}, got {most_bits}")
     chosen = jax.tree.map(
         lambda leaf, keep: None if keep is None else leaf, params, masks.prunable(params, where)
     )
     selection.check_no_nan(chosen)
     mask, found = _projected(chosen, most_bits, place_bits, budget)
-    return grids.on_grids(params, mask, found), mask, found
+    return quantizing.on_grids(params, mask, found), mask, found
 
 
 def _projected(chosen, most_bits: int, place_bits: int, budget: int):
@@ -93,9 +93,7 @@ def _projected(chosen, most_bits: int, place_bits: int, budget: int):
     like = lambda leaf: jax.typeof(leaf).sharding
     whole = lambda leaf: like(leaf).update(spec=jax.P())
     of_grids = jax.tree.map(lambda leaf: Grid(whole(leaf), whole(leaf)), chosen)
-    project = functools.partial(
-        _project, most_bits=most_bits, place_bits=place_bits, budget=budget
-    )
+    project = functools.partial(_project, most_bits=most_bits, place_bits=place_bits, budget=budget)
     return masks.sharded_as(project, (jax.tree.map(like, chosen), of_grids))(chosen)
 
 
@@ -103,19 +101,19 @@ def _projected(chosen, most_bits: int, place_bits: int, budget: int):
 def _project(chosen, *, most_bits: int, place_bits: int, budget: int):
     leaves, structure = jax.tree.flatten(chosen)
     widths = _grids_within(leaves, most_bits, place_bits, budget)
-    gains = structure.unflatten(map(grids.gain, leaves, widths))
+    gains = structure.unflatten(map(quantizing.gain, leaves, widths))
     costs = structure.unflatten(grid.bits + place_bits for grid in widths)
     mask = knapsack.knapsack_mask(gains, costs, budget)
     bits = [grid.bits for grid in widths]
-    found = map(grids.fitted, leaves, jax.tree.leaves(mask), bits)
+    found = map(quantizing.fitted, leaves, jax.tree.leaves(mask), bits)
     return mask, structure.unflatten(found)
 
 
 def _grids_within(leaves, most_bits: int, place_bits: int, budget: int) -> list[Grid]:
     """The grid of each leaf in the best choice of widths and thresholds.
 
-    The choice is made twice: between the largest square and a millionth of it, which gives the price
-    of a bit, then around that price.
+    The choice is made twice: between the largest square and a millionth of it, which gives the
+    price of a bit, then around that price.
     """
     bits = jnp.arange(1, most_bits + 1, dtype=jnp.int32)
     powers = jnp.arange(_PRICES, dtype=jnp.float32)
@@ -139,11 +137,16 @@ def _table(leaf, bits, prices, place_bits: int):
 
     def entry(width, price):
         cost = (width + place_bits).astype(jnp.float32)
-        worth = lambda grid: grids.gain(leaf, grid) > price * cost
-        first = grids.widest(leaf, jnp.square(leaf.astype(jnp.float32)) > price * cost, width)
-        grid = grids.refined(leaf, worth, first)
+        worth = lambda grid: quantizing.gain(leaf, grid) > price * cost
+        above = jnp.square(leaf.astype(jnp.float32)) > price * cost
+        first = quantizing.reaching(leaf, above, width, quantizing.highest_level(width))
+        grid = quantizing.refined(leaf, worth, first)
         kept = worth(grid)
-        return jnp.sum(jnp.where(kept, grids.gain(leaf, grid), 0)), cost * _count(kept), grid.step
+        return (
+            jnp.sum(jnp.where(kept, quantizing.gain(leaf, grid), 0)),
+            cost * _count(kept),
+            grid.step,
+        )
 
     of_width = lambda width: jax.vmap(lambda price: entry(width, price))(prices)
     return [x.ravel() for x in jax.lax.map(of_width, bits)]
@@ -186,9 +189,9 @@ def add_admm(
       where: which leaves can be pruned, as for `prunable`.
 
     Returns:
-      A transformation that stands, like `optax.add_decayed_weights`, before the optimizer. Its state
-      holds two copies of the prunable parameters. Project once more at the end of training, and
-      fine-tune with `keep_mask` or `keep_quantized`. The updates keep their dtypes.
+      A transformation that stands, like `optax.add_decayed_weights`, before the optimizer. Its
+      state holds two copies of the prunable parameters. Project once more at the end of training,
+      and fine-tune with `keep_mask` or `keep_quantized`. The updates keep their dtypes.
 
     Raises:
       TypeError: for a projection that is no function, or a strength that is neither a number nor a
@@ -201,7 +204,8 @@ def add_admm(
     >>> import jax.numpy as jnp, optax
     >>> import jaxprune as jp
     >>> params = {"kernel": jnp.array([[3.0, -1.0]])}
-    >>> tx = optax.chain(jp.add_admm(lambda w: jp.prune_to(w, 0.5)[0], 0.5, every=2), optax.sgd(1.0))
+    >>> pull = jp.add_admm(lambda weights: jp.prune_to(weights, 0.5)[0], 0.5, every=2)
+    >>> tx = optax.chain(pull, optax.sgd(1.0))
     >>> tx.update(optax.tree.zeros_like(params), tx.init(params), params)[0]
     {'kernel': Array([[-0.,  1.]], dtype=float32)}
     """
@@ -258,7 +262,8 @@ def keep_quantized(mask: chex.ArrayTree, grids: chex.ArrayTree) -> optax.Gradien
     """Keeps weights on their grids, and pruned ones at zero.
 
     Made for `straight_through`, behind which weights move less than a step of the grid at a time:
-    at the end of a plain chain they would stay where they are.
+    at the end of a plain chain they would stay where they are. At each update a grid's step is
+    fitted anew, by least squares for the codes that the weights had; its bits stay.
 
     Args:
       mask: tree like the parameters: boolean arrays, `None` where a leaf stays as it is.
@@ -266,7 +271,8 @@ def keep_quantized(mask: chex.ArrayTree, grids: chex.ArrayTree) -> optax.Gradien
 
     Returns:
       A transformation whose parameters lie on the grids, up to the rounding of `params + updates`.
-      The mask is `current_mask(params, opt_state)`.
+      The mask is `current_mask(params, opt_state)`, the grids are
+      `optax.tree.get(opt_state, "grids")`.
 
     Raises:
       TypeError: in `init`, for a mask that isn't boolean; the message names the leaf.
@@ -280,39 +286,37 @@ def keep_quantized(mask: chex.ArrayTree, grids: chex.ArrayTree) -> optax.Gradien
     >>> tx = jp.straight_through(optax.sgd(1.0), keep)
     >>> updates, state = tx.update({"w": jnp.array([1.0, 0.0, 0.0])}, tx.init(params), params)
     >>> optax.apply_updates(params, updates)["w"].round(4)
-    Array([-1., -1.,  0.], dtype=float32)
+    Array([-0.6, -0.6,  0. ], dtype=float32)
     """
 
     def init_fn(params):
-        masks.check_boolean(mask)
-        own = jax.tree.map(jnp.copy, masks.fit_mask(params, mask))
-        _check_grids(params, own, grids)
-        return KeepQuantizedState(own, masks.visible(params, grids))
+        own = jax.tree.map(jnp.copy, quantizing.fit(params, mask))
+        quantizing.check(params, own, grids)
+        copies = jax.tree.map(jnp.copy, masks.visible(params, grids))
+        return KeepQuantizedState(own, copies)
 
     def update_fn(updates, state, params=None, **extra_args):
         del extra_args
         params = needed(params)
 
-        def keep(update, param, keep, grid):
-            if keep is None:
-                return update
-            wide = masks.wider_dtype(update, param)
-            moved = param.astype(wide) + update.astype(wide)
-            return jnp.where(keep, nearest(moved, grid).astype(wide), 0) - param.astype(wide)
-
-        return jax.tree.map(keep, updates, params, state.mask, state.grids), state
+        moved = jax.tree.map(_moved, params, updates)
+        grids = jax.tree.map(
+            lambda x, keep, grid: None if keep is None else quantizing.refit(x, keep, grid),
+            moved,
+            state.mask,
+            state.grids,
+        )
+        rounded = quantizing.on_grids(moved, state.mask, grids)
+        updates = jax.tree.map(
+            lambda update, param, keep, x: update if keep is None else x - param.astype(x.dtype),
+            updates, params, state.mask, rounded,
+        )  # fmt: skip
+        return updates, KeepQuantizedState(state.mask, grids)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _check_grids(params, mask, grids):
-    """Raises a ValueError that names the leaf unless each leaf of the mask has a grid."""
-    own = masks.leaves_like(params, grids, "`grids`", "`quantize_to` or `compress_to`")
-    keeps = masks.leaves_like(params, mask, "the mask", "`prunable(params)`")
-    paths = jax.tree_util.tree_leaves_with_path(params)
-    for (path, _), keep, grid in zip(paths, keeps, own, strict=True):
-        if masks.is_boolean(keep) and not isinstance(grid, Grid):
-            raise ValueError(
-                f"leaf '{masks.path_name(path)}' has a mask but no grid: make both by "
-                "`quantize_to` or `compress_to`"
-            )
+def _moved(param: jax.Array, update: jax.Array) -> jax.Array:
+    """The parameter after the update, in the dtype that holds both."""
+    wide = masks.wider_dtype(update, param)
+    return param.astype(wide) + update.astype(wide)

@@ -157,7 +157,7 @@ def _sum_of(numbers, index) -> jax.Array:
 
 
 def _least(x: jax.Array) -> jax.Array:
-    """Where the last axis is least. (`jnp.argmin` of float64 is lowered outside of x64, and fails.)"""
+    """Where the last axis is least."""  # `jnp.argmin` of float64 is lowered without x64, and fails
     place = jax.lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
     here = x == jnp.min(x, axis=-1, keepdims=True)
     return jnp.min(jnp.where(here, place, x.shape[-1]), axis=-1)
@@ -199,7 +199,9 @@ def _add_layer(price, budget, best_known, answers: _Answers, layer):
     slack = 1e-12 * (jnp.abs(best_known) + price * budget)
     alive = (size + least <= budget) & (bound_of(size, error) <= best_known + slack)
     size, error = (jnp.where(alive, x, jnp.inf) for x in (size, error))
-    size, error, origin = jax.lax.sort((size, error, jnp.arange(size.size, dtype=jnp.int32)), num_keys=2)
+    size, error, origin = jax.lax.sort(
+        (size, error, jnp.arange(size.size, dtype=jnp.int32)), num_keys=2
+    )
     before = jnp.concatenate([jnp.full(1, jnp.inf), jax.lax.cummin(error)[:-1]])
     bound = jnp.where(error < before, bound_of(size, error), jnp.inf)
     size, error = (jnp.where(error < before, x, jnp.inf) for x in (size, error))

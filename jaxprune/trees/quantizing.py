@@ -7,7 +7,7 @@ all widths and trains at those it chose.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import chex
 import jax
@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from jaxprune.trees import checks, masks
 
 MOST_BITS = 8
-_REFINEMENTS = 4
-_STARTS = (1.0, 0.8, 0.6, 0.45, 0.3, 0.2)  # of the step that the largest weight asks for
+_REFITS = 4
+_STARTS = 8  # levels on which the largest weight may lie
 
 
 class Grid(NamedTuple):
@@ -25,11 +25,6 @@ class Grid(NamedTuple):
 
     bits: jax.Array
     step: jax.Array
-
-
-def is_grid(x: Any) -> bool:
-    """Whether it is the grid of a leaf."""
-    return isinstance(x, Grid)
 
 
 def quantize_to(
@@ -45,7 +40,7 @@ def quantize_to(
 
     Returns:
       The parameters, zero where the mask prunes, and a tree like them of a `Grid` for each leaf of
-      the mask, `None` for others. The step is found by alternating least squares from six starts.
+      the mask, `None` for others. The step is found by alternating least squares from eight starts.
 
     Raises:
       TypeError: for bits that aren't whole, or a mask that isn't boolean.
@@ -61,7 +56,7 @@ def quantize_to(
     >>> quantized["w"].round(2).tolist(), int(grids["w"].bits)
     ([1.0, -1.0, 0.0, 3.0], 2)
     """
-    mask = _fit(params, mask)
+    mask = fit(params, mask)
     widths = _widths(params, mask, bits)
 
     def grid(leaf, keep, width):
@@ -71,10 +66,24 @@ def quantize_to(
     return on_grids(params, mask, grids), grids
 
 
-def _fit(params, mask):
+def fit(params: chex.ArrayTree, mask: chex.ArrayTree) -> chex.ArrayTree:
+    """The mask, checked against the parameters."""
     checks.tree("the parameters", params)
     masks.check_boolean(mask)
     return masks.fit_mask(params, mask)
+
+
+def check(params: chex.ArrayTree, mask: chex.ArrayTree, grids: chex.ArrayTree) -> None:
+    """Raises a ValueError that names the leaf unless each leaf of the mask has a grid."""
+    own = masks.leaves_like(params, grids, "`grids`", "`quantize_to` or `compress_to`")
+    keeps = masks.leaves_like(params, mask, "the mask", "`prunable(params)`")
+    paths = jax.tree_util.tree_leaves_with_path(params)
+    for (path, _), keep, grid in zip(paths, keeps, own, strict=True):
+        if masks.is_boolean(keep) and not isinstance(grid, Grid):
+            raise ValueError(
+                f"leaf '{masks.path_name(path)}' has a mask but no grid: make both by "
+                "`quantize_to` or `compress_to`"
+            )
 
 
 def _widths(params, mask, bits):
@@ -100,9 +109,7 @@ def _width(path: str, bits) -> jax.Array:
     return jnp.asarray(bits, jnp.int32)
 
 
-def on_grids(
-    params: chex.ArrayTree, mask: chex.ArrayTree, grids: chex.ArrayTree
-) -> chex.ArrayTree:
+def on_grids(params: chex.ArrayTree, mask: chex.ArrayTree, grids: chex.ArrayTree) -> chex.ArrayTree:
     """The parameters rounded to grids, and zero where the mask prunes."""
 
     def of_leaf(leaf, keep, grid):
@@ -128,34 +135,45 @@ def gain(x: jax.Array, grid: Grid) -> jax.Array:
     return q * (2 * x.astype(jnp.float32) - q)
 
 
+def refit(x: jax.Array, kept: jax.Array, grid: Grid) -> Grid:
+    """The grid with the step of least squared error for the codes that kept weights have now."""
+    level = jnp.where(kept, codes(x, grid) + 0.5, 0)
+    squares = jnp.sum(level * level)
+    best = jnp.sum(level * x.astype(jnp.float32)) / jnp.where(squares > 0, squares, 1)
+    return grid._replace(step=jnp.where(best > 0, best, grid.step))
+
+
 def refined(x: jax.Array, kept: Callable[[Grid], jax.Array], grid: Grid) -> Grid:
-    """The grid with the step of least error for its own codes, some times in turn."""
-
-    def refine(_, step):
-        own = Grid(grid.bits, step)
-        level = jnp.where(kept(own), codes(x, own) + 0.5, 0)
-        squares = jnp.sum(level * level)
-        best = jnp.sum(level * x.astype(jnp.float32)) / jnp.where(squares > 0, squares, 1)
-        return jnp.where((squares > 0) & (best > 0), best, step)
-
-    return Grid(grid.bits, jax.lax.fori_loop(0, _REFINEMENTS, refine, grid.step))
+    """The grid after some refits, of what is kept with each."""
+    return jax.lax.fori_loop(0, _REFITS, lambda _, own: refit(x, kept(own), own), grid)
 
 
-def widest(x: jax.Array, kept: jax.Array, bits: jax.Array) -> Grid:
-    """The grid that reaches the largest kept weight."""
+def reaching(x: jax.Array, kept: jax.Array, bits: jax.Array, level: jax.Array) -> Grid:
+    """The grid on which the largest kept weight lies at this level, a half or more."""
     largest = jnp.max(jnp.where(kept, jnp.abs(x.astype(jnp.float32)), 0), initial=0)
-    step = largest / ((1 << (bits - 1)).astype(jnp.float32) - 0.5)
-    return Grid(bits, jnp.where(step > 0, step, 1))
+    return Grid(bits, jnp.where(largest > 0, largest / level, 1))
+
+
+def highest_level(bits: jax.Array) -> jax.Array:
+    """The largest value of a grid, in steps."""
+    return (1 << (bits - 1)).astype(jnp.float32) - 0.5
 
 
 @jax.jit
 def fitted(x: jax.Array, kept: jax.Array, bits: jax.Array) -> Grid:
-    """The grid of least squared error over the kept weights, of those that the starts lead to."""
-    first = widest(x, kept, bits)
+    """The grid of least squared error over the kept weights, of those that the starts lead to.
 
-    def from_start(factor):
-        grid = refined(x, lambda _: kept, first._replace(step=factor * first.step))
+    They put the largest weight on one level or another: what lies on a grid of up to 4 bits, all
+    levels of which are tried, is found to lie there.
+    """
+    highest = highest_level(bits)
+    apart = jnp.ceil((highest + 0.5) / _STARTS)
+
+    def from_start(i):
+        grid = refined(
+            x, lambda _: kept, reaching(x, kept, bits, jnp.maximum(highest - apart * i, 0.5))
+        )
         return jnp.sum(jnp.where(kept, gain(x, grid), 0)), grid.step
 
-    gains, steps = jax.lax.map(from_start, jnp.float32(_STARTS))
+    gains, steps = jax.lax.map(from_start, jnp.arange(_STARTS, dtype=jnp.float32))
     return Grid(bits, steps[jnp.argmax(gains)])
