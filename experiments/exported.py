@@ -41,33 +41,46 @@ def write(network: Network, path: Path) -> FileSize:
     leaves, mask, grids = _flat(network)
     quantized = {name: keep if grids[name] else None for name, keep in mask.items()}
     codes = jp.pack_quantized(leaves, quantized, grids) if any(grids.values()) else {}
-    header, content, values, places = [], [], 0, 0
+    header, content, stream, values, places = [], [], [], 0, 0
     for name, leaf in leaves.items():
         keep, grid = mask[name], grids[name]
         kind, where = ("all", b"") if keep is None else _places(keep)
-        kept = codes[name] if grid else leaf if keep is None else leaf[keep]
-        how = [int(grid.bits), float(grid.step)] if grid else leaf.dtype.name
-        header.append([name, [*leaf.shape], how, kind, len(where), kept.nbytes])
-        content += [where, kept.tobytes()]
+        how, kept = leaf.dtype.name, (leaf if keep is None else leaf[keep]).tobytes()
+        if grid:
+            how, kept = [int(grid.bits), float(grid.step)], b""
+            stream.append(np.unpackbits(codes[name], count=int(keep.sum()) * how[0]))
+        header.append([name, [*leaf.shape], how, kind, [len(where), len(kept)]])
+        content += [where, kept]
         places += len(where)
-        values += 0 if keep is None else kept.nbytes
+        values += 0 if keep is None else len(kept)
+    # Of all leaves in one stream of bits, that none but the last byte is filled up.
+    bits = np.packbits(np.concatenate([np.zeros(0, np.uint8), *stream])).tobytes()
     head = zlib.compress(json.dumps(header, separators=(",", ":")).encode(), 9)
-    file = b"".join([_LENGTH.pack(len(head)), head, *content])
+    file = b"".join([_LENGTH.pack(len(head)), head, *content, bits])
     if processes.is_main():
         path.write_bytes(file)
-    return FileSize(values, places, len(file))
+    return FileSize(values + len(bits), places, len(file))
 
 
 def read(path: Path) -> Leaves:
     """The leaves of a file, by their names, on the host."""
     file = path.read_bytes()
     place = _LENGTH.size + _LENGTH.unpack_from(file)[0]
+    header = json.loads(zlib.decompress(file[_LENGTH.size : place]))
+    end = place + sum(sum(lengths) for *_, lengths in header)
+    stream = np.unpackbits(np.frombuffer(file[end:], np.uint8))
     leaves = {}
-    for name, shape, how, kind, *lengths in json.loads(zlib.decompress(file[_LENGTH.size : place])):
+    for name, shape, how, kind, lengths in header:
         where, kept = (file[place:][: lengths[0]], file[place + lengths[0] :][: lengths[1]])
         place += sum(lengths)
         keep = _kept(kind, where, shape)
-        leaves[name] = _leaf(kept, keep, how)
+        if isinstance(how, list):
+            count = int(keep.sum()) * how[0]
+            codes, stream = np.packbits(stream[:count]), stream[count:]
+            leaves[name] = _from_codes(codes, keep, *how)
+        else:
+            leaves[name] = np.zeros(shape, how)
+            leaves[name][keep] = np.frombuffer(kept, how)
     return leaves
 
 
@@ -101,15 +114,9 @@ def _flat(network: Network) -> tuple[Leaves, Leaves, Leaves]:
     return leaves, kept, {name: grids.get(name) for name in leaves}
 
 
-def _leaf(kept: bytes, keep: np.ndarray, how: Any) -> np.ndarray:
-    """A leaf from its kept values, or from codes of `how` many bits at which step."""
-    if isinstance(how, str):
-        leaf = np.zeros(keep.shape, how)
-        leaf[keep] = np.frombuffer(kept, how)
-        return leaf
-    grid = jp.Grid(jnp.int32(how[0]), jnp.float32(how[1]))
-    empty = np.zeros(keep.shape, np.float32)
-    return np.asarray(jp.unpack_quantized(empty, keep, grid, np.frombuffer(kept, np.uint8)))
+def _from_codes(codes: np.ndarray, keep: np.ndarray, bits: int, step: float) -> np.ndarray:
+    grid = jp.Grid(jnp.int32(bits), jnp.float32(step))
+    return np.asarray(jp.unpack_quantized(np.zeros(keep.shape, np.float32), keep, grid, codes))
 
 
 def _places(keep: np.ndarray) -> tuple[str, bytes]:

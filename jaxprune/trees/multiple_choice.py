@@ -192,8 +192,8 @@ def _price(errors, sizes, budget):
 def _add_layer(price, budget, best_known, answers: _Answers, layer):
     """The partial answers with one layer more, and of each from which it came."""
     errors, sizes, after, least = layer
-    size = (answers.size[:, None] + sizes).ravel()
-    error = (answers.error[:, None] + errors).ravel()
+    size = (answers.size[:, None] + sizes[None]).ravel()
+    error = (answers.error[:, None] + errors[None]).ravel()
     bound_of = lambda size, error: error + after - price * (budget - size)
     # Rounding must not lose the best answer itself.
     slack = 1e-12 * (jnp.abs(best_known) + price * budget)

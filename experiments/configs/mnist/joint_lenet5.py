@@ -21,4 +21,8 @@ experiment = Experiment(
         TrainQuantized(epochs=8, learning_rate=1e-3, **adam),
     ),
 )
-grid = [{"compress.budget": budget} for budget in (500, 1_000, 2_000, 4_000)]
+grid = [
+    {"compress.budget": budget, "compress.place_bits": place}
+    for place, budgets in ((0, (500, 1_000, 2_000, 4_000)), (8, (2_000, 4_000, 8_000)))
+    for budget in budgets
+]
