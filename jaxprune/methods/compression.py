@@ -27,9 +27,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxprune.methods import keeping
 from jaxprune.methods.keeping import needed
-from jaxprune.trees import checks, knapsack, masks, multiple_choice, quantizing, selection
+from jaxprune.trees import checks, knapsack, masks, multiple_choice, quantizing, selection, wide
 from jaxprune.trees.quantizing import Grid
+from jaxprune.trees.report import Problem
 
 _PRICES = 16  # of a bit that are tried
 _COARSELY, _FINELY = 2.0**-1.25, 2.0**-0.25  # each price as part of the one before
@@ -76,7 +78,8 @@ def compress_to(
     >>> compressed["kernel"].tolist(), int(grids["kernel"].bits)
     ([[2.0, -2.0], [0.0, 2.0]], 1)
     """
-    budget = 8 * checks.integer("the budget", budget, least=0)
+    if checks.integer("the budget", budget, least=0) >= 2**61:
+        raise ValueError(f"the budget must be below 2**61 bytes, got {budget}")
     place_bits = checks.integer("`place_bits`", place_bits, least=0)
     if checks.integer("`most_bits`", most_bits, least=1) > quantizing.MOST_BITS:
         raise ValueError(f"`most_bits` must be at most {quantizing.MOST_BITS}, got {most_bits}")
@@ -84,21 +87,26 @@ def compress_to(
         lambda leaf, keep: None if keep is None else leaf, params, masks.prunable(params, where)
     )
     selection.check_no_nan(chosen)
-    mask, found = _projected(chosen, most_bits, place_bits, budget)
+    mask, found = _projected(chosen, most_bits, place_bits, _bits(budget))
     return quantizing.on_grids(params, mask, found), mask, found
 
 
-def _projected(chosen, most_bits: int, place_bits: int, budget: int):
+@wide.counts_in_64_bits
+def _bits(size: int) -> jax.Array:
+    return jnp.uint64(8 * size)
+
+
+def _projected(chosen, most_bits: int, place_bits: int, budget: jax.Array):
     """The mask and the grids of the leaves that can be pruned."""
     like = lambda leaf: jax.typeof(leaf).sharding
     whole = lambda leaf: like(leaf).update(spec=jax.P())
     of_grids = jax.tree.map(lambda leaf: Grid(whole(leaf), whole(leaf)), chosen)
-    project = functools.partial(_project, most_bits=most_bits, place_bits=place_bits, budget=budget)
-    return masks.sharded_as(project, (jax.tree.map(like, chosen), of_grids))(chosen)
+    project = functools.partial(_project, most_bits=most_bits, place_bits=place_bits)
+    return masks.sharded_as(project, (jax.tree.map(like, chosen), of_grids))(chosen, budget)
 
 
-@functools.partial(jax.jit, static_argnames=("most_bits", "place_bits", "budget"))
-def _project(chosen, *, most_bits: int, place_bits: int, budget: int):
+@functools.partial(jax.jit, static_argnames=("most_bits", "place_bits"))
+def _project(chosen, budget: jax.Array, *, most_bits: int, place_bits: int):
     leaves, structure = jax.tree.flatten(chosen)
     widths = _grids_within(leaves, most_bits, place_bits, budget)
     gains = structure.unflatten(map(quantizing.gain, leaves, widths))
@@ -109,7 +117,7 @@ def _project(chosen, *, most_bits: int, place_bits: int, budget: int):
     return mask, structure.unflatten(found)
 
 
-def _grids_within(leaves, most_bits: int, place_bits: int, budget: int) -> list[Grid]:
+def _grids_within(leaves, most_bits: int, place_bits: int, budget: jax.Array) -> list[Grid]:
     """The grid of each leaf in the best choice of widths and thresholds.
 
     The choice is made twice: between the largest square and a millionth of it, which gives the
@@ -121,7 +129,7 @@ def _grids_within(leaves, most_bits: int, place_bits: int, budget: int) -> list[
     def chosen(prices):
         tables = [_table(leaf, bits, prices, place_bits) for leaf in leaves]
         gained, sizes, steps = (jnp.stack(each) for each in zip(*tables, strict=True))
-        return steps, multiple_choice.multiple_choice(-gained, sizes, float(budget))
+        return steps, multiple_choice.multiple_choice(-gained, sizes, budget)
 
     squares = [jnp.max(jnp.square(leaf.astype(jnp.float32)), initial=0) for leaf in leaves]
     highest = functools.reduce(jnp.maximum, squares)
@@ -252,10 +260,11 @@ def _wide(params, where):
 
 
 class KeepQuantizedState(NamedTuple):
-    """`mask`, and `grids`: of each of its leaves."""
+    """`mask`, and `grids`: of each of its leaves. `problems`: see `problems`."""
 
     mask: chex.ArrayTree
     grids: chex.ArrayTree
+    problems: jax.typing.ArrayLike
 
 
 def keep_quantized(mask: chex.ArrayTree, grids: chex.ArrayTree) -> optax.GradientTransformation:
@@ -293,7 +302,7 @@ def keep_quantized(mask: chex.ArrayTree, grids: chex.ArrayTree) -> optax.Gradien
         own = jax.tree.map(jnp.copy, quantizing.fit(params, mask))
         quantizing.check(params, own, grids)
         copies = jax.tree.map(jnp.copy, masks.visible(params, grids))
-        return KeepQuantizedState(own, copies)
+        return KeepQuantizedState(own, copies, jnp.int32(0))
 
     def update_fn(updates, state, params=None, **extra_args):
         del extra_args
@@ -311,7 +320,11 @@ def keep_quantized(mask: chex.ArrayTree, grids: chex.ArrayTree) -> optax.Gradien
             lambda update, param, keep, x: update if keep is None else x - param.astype(x.dtype),
             updates, params, state.mask, rounded,
         )  # fmt: skip
-        return updates, KeepQuantizedState(state.mask, grids)
+        nan = keeping.has_nan(
+            jax.tree.map(lambda x, keep: x if masks.is_boolean(keep) else None, moved, state.mask)
+        )
+        problems = state.problems | Problem.NAN * nan.astype(jnp.int32)
+        return updates, KeepQuantizedState(state.mask, grids, problems)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 

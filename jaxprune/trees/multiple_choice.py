@@ -132,7 +132,7 @@ def _choose(errors, sizes, budget) -> Choice:
     relaxed = jnp.min(priced, axis=1)
     # Large layers first: their choices matter most to what is left. Of each its best choices.
     order = jnp.argsort(-jnp.max(jnp.where(jnp.isfinite(sizes), sizes, 0), axis=1))
-    near = jnp.argsort(priced, axis=1)[order]
+    near = jnp.argsort(priced, axis=1)[order].astype(jnp.int32)
     first = lambda x: jnp.take_along_axis(x[order], near[:, :_CHOICES], axis=1)
     others = jnp.take_along_axis(priced[order], near[:, _CHOICES:], axis=1)
     lost = jnp.min(others - relaxed[order][:, None], initial=jnp.inf)

@@ -163,16 +163,16 @@ def highest_level(bits: jax.Array) -> jax.Array:
 def fitted(x: jax.Array, kept: jax.Array, bits: jax.Array) -> Grid:
     """The grid of least squared error over the kept weights, of those that the starts lead to.
 
-    They put the largest weight on one level or another, by halves of a step up to 4 bits: what lies
-    on such a grid is found to lie there.
+    They put the largest weight on one level or another, of the grid, so that what lies on a grid of
+    up to 4 bits is found to lie there, or above it, so that large weights are clipped.
     """
     highest = highest_level(bits)
-    apart = jnp.maximum((highest + 0.5) / _STARTS, 0.5)
+    apart = jnp.maximum(2 * (highest + 0.5) / _STARTS, 0.5)
 
     def from_start(i):
         level = jnp.maximum(highest - apart * i, 0.5)
         grid = refined(x, lambda _: kept, reaching(x, kept, bits, level))
         return jnp.sum(jnp.where(kept, gain(x, grid), 0)), grid.step
 
-    gains, steps = jax.lax.map(from_start, jnp.arange(_STARTS, dtype=jnp.float32))
+    gains, steps = jax.lax.map(from_start, jnp.arange(_STARTS, dtype=jnp.float32) - _STARTS // 2)
     return Grid(bits, steps[jnp.argmax(gains)])

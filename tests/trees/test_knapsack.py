@@ -44,10 +44,8 @@ def random_problem(random):
     values = [random.standard_normal(shape).astype(np.float32) ** 2 for shape in SHAPES]
     if random.random() < 0.5:  # ties in plenty, and zeros
         values = [np.round(2 * own) for own in values]
-    if random.random() < 0.2:
-        costs = [random.integers(1, 5)] * 3
-    else:
-        costs = random.integers(1, 9, 3)
+    same = random.random() < 0.2
+    costs = [random.integers(1, 5)] * 3 if same else random.integers(1, 9, 3)
     return values, [*map(int, costs)], int(random.integers(0, 45))
 
 
