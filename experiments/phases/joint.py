@@ -52,8 +52,8 @@ class Compress(Dense):
         return self._compressed(weights)[:2]
 
     def end(self, weights, network, sparsity, key, score):
-        """The nearest compressed network, with its mask and the grids of its weights."""
-        weights, mask, grids = self._compressed(weights)
+        """The weights, with the mask and the grids of the nearest compressed network."""
+        _, mask, grids = self._compressed(weights)
         return network._replace(weights=weights, mask=mask, grids=grids)
 
 
@@ -72,6 +72,10 @@ class TrainQuantized(FineTune):
         if network.grids is not None:
             return network.grids
         return jp.quantize_to(network.weights, network.mask, self.bits)[1]
+
+    def begin(self, network, sparsity):
+        """The weights before they are rounded, which they are by the first update."""
+        return jp.apply_mask(network.weights, network.mask)
 
     def links(self, network, sparsity, steps, room):
         """The optimizer of the weights behind the grids, and the link that rounds them."""

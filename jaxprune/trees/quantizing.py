@@ -36,7 +36,7 @@ def quantize_to(
       params: tree of arrays.
       mask: tree like `params`: boolean arrays; `None` where a leaf stays as it is.
       bits: the width of a kept weight, 1 to 8: a number, or a tree like `params` of numbers or
-        int32 scalars, `None` where the mask has none.
+        int32 scalars, `None` where the mask has none. Or a tree of `Grid`, to round to these.
 
     Returns:
       The parameters, zero where the mask prunes, and a tree like them of a `Grid` for each leaf of
@@ -60,7 +60,9 @@ def quantize_to(
     widths = _widths(params, mask, bits)
 
     def grid(leaf, keep, width):
-        return None if keep is None else fitted(leaf, keep, width)
+        if keep is None:
+            return None
+        return width if isinstance(width, Grid) else fitted(leaf, keep, width)
 
     grids = jax.tree.map(grid, params, mask, widths)
     return on_grids(params, mask, grids), grids
@@ -87,7 +89,7 @@ def check(params: chex.ArrayTree, mask: chex.ArrayTree, grids: chex.ArrayTree) -
 
 
 def _widths(params, mask, bits):
-    """The bits of each leaf as int32 scalars."""
+    """The bits of each leaf as int32 scalars, or its grid as it is."""
     alone = jax.tree_util.all_leaves([bits])
     given = [bits] * len(jax.tree.leaves(params))
     if not alone:
@@ -101,7 +103,9 @@ def _widths(params, mask, bits):
     return jax.tree.structure(params).unflatten(widths)
 
 
-def _width(path: str, bits) -> jax.Array:
+def _width(path: str, bits) -> jax.Array | Grid:
+    if isinstance(bits, Grid):
+        return bits
     if checks.known(bits):
         whole = checks.integer(f"the bits of leaf '{path}'", bits, least=1)
         if whole > MOST_BITS:

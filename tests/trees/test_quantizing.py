@@ -51,6 +51,14 @@ def test_what_lies_on_a_grid_is_found_to_lie_there(bits):
         np.testing.assert_allclose(quantized, x, rtol=1e-6)
 
 
+def test_grids_that_are_given_stay_as_they_are():
+    x, keep = weights(20)
+    grid = jp.Grid(jnp.int32(2), jnp.float32(0.5))
+    quantized, grids = jp.quantize_to({"w": jnp.asarray(x)}, {"w": jnp.asarray(keep)}, {"w": grid})
+    assert grids["w"] == grid
+    np.testing.assert_array_equal(quantized["w"], np.where(keep, rounded(x, 0.5, 2), 0))
+
+
 def test_leaves_of_their_own_widths_and_dtypes():
     x, keep = weights(64)
     params = {"a": jnp.asarray(x), "b": jnp.ones(3), "c": jnp.asarray(x, jnp.bfloat16)}
