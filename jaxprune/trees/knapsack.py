@@ -221,7 +221,7 @@ def _limits(leaves, costs, taken: _Taken) -> list[jax.Array]:
         dtype = positions.exact_dtype(leaf.shape)
         tied = functools.partial(_equal, cost=cost, ratio=cut)
         inside = selection.nth_tie([leaf], tied, jnp.where(partial, 0, 1), ties)
-        return jnp.where(partial, inside.astype(dtype), jnp.iinfo(dtype).max)
+        return jnp.where(partial, inside.astype(dtype), jnp.array(jnp.iinfo(dtype).max, dtype))
 
     of_leaves = zip(leaves, costs, taken.cuts, taken.ties, taken.partial, strict=True)
     return [limit(*of_leaf) for of_leaf in of_leaves]
