@@ -40,26 +40,27 @@ def write(network: Network, path: Path) -> FileSize:
     """Writes the network's file."""
     leaves, mask, grids = _flat(network)
     quantized = {name: keep if grids[name] else None for name, keep in mask.items()}
-    codes = jp.pack_quantized(leaves, quantized, grids) if any(grids.values()) else {}
+    codes: Any = jp.pack_quantized(leaves, quantized, grids) if any(grids.values()) else {}
     header, content, stream, values, places = [], [], [], 0, 0
     for name, leaf in leaves.items():
         keep, grid = mask[name], grids[name]
         kind, where = ("all", b"") if keep is None else _places(keep)
         how, kept = leaf.dtype.name, (leaf if keep is None else leaf[keep]).tobytes()
         if grid:
-            how, kept = [int(grid.bits), float(grid.step)], b""
-            stream.append(np.unpackbits(codes[name], count=int(keep.sum()) * how[0]))
+            bits = int(grid.bits)
+            how, kept = [bits, float(grid.step)], b""
+            stream.append(np.unpackbits(codes[name], count=int(keep.sum()) * bits))
         header.append([name, [*leaf.shape], how, kind, [len(where), len(kept)]])
         content += [where, kept]
         places += len(where)
         values += 0 if keep is None else len(kept)
     # Of all leaves in one stream of bits, that none but the last byte is filled up.
-    bits = np.packbits(np.concatenate([np.zeros(0, np.uint8), *stream])).tobytes()
+    packed = np.packbits(np.concatenate([np.zeros(0, np.uint8), *stream])).tobytes()
     head = zlib.compress(json.dumps(header, separators=(",", ":")).encode(), 9)
-    file = b"".join([_LENGTH.pack(len(head)), head, *content, bits])
+    file = b"".join([_LENGTH.pack(len(head)), head, *content, packed])
     if processes.is_main():
         path.write_bytes(file)
-    return FileSize(values + len(bits), places, len(file))
+    return FileSize(values + len(packed), places, len(file))
 
 
 def read(path: Path) -> Leaves:

@@ -81,7 +81,7 @@ def _as_saved(outcome: Path, like: Network) -> Tree:
 
     def grid_of(path, weight):
         found = [f"grids/{leaf_name(path)}/{part}" in saved for part in jp.Grid._fields]
-        scalars = jp.Grid(*(jax.ShapeDtypeStruct((), dtype) for dtype in (jnp.int32, jnp.float32)))
+        scalars: Tree = jax.eval_shape(lambda: jp.Grid(jnp.int32(0), jnp.float32(0)))
         return scalars if all(found) else None
 
     of_weights = lambda of: jax.tree_util.tree_map_with_path(of, like.weights)

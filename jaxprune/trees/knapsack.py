@@ -78,8 +78,8 @@ def _as_costs(values: chex.ArrayTree, costs: chex.ArrayTree) -> list[jax.Array]:
 
 @wide.counts_in_64_bits
 def _as_cost(path: str, cost) -> jax.Array:
-    dtype = getattr(cost, "dtype", None)
-    if isinstance(cost, jax.core.Tracer) and jnp.issubdtype(dtype, jnp.integer) and not cost.shape:
+    traced = isinstance(cost, jax.core.Tracer)
+    if traced and jnp.issubdtype(cost.dtype, jnp.integer) and not cost.shape:
         return jnp.clip(cost.astype(jnp.int64), 1, _MOST).astype(jnp.uint64)
     if checks.integer(f"the cost of leaf '{path}'", cost, least=1) > _MOST:
         raise ValueError(f"the cost of leaf '{path}' must be at most {_MOST}, got {cost}")

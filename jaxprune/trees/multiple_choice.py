@@ -77,17 +77,15 @@ def multiple_choice(
 def _checked(errors, sizes, budget):
     """The arguments as float64."""
     checks.number("the budget", budget, "a number")
-    given = {"errors": errors, "sizes": sizes}
-    arrays = {name: _array(name, value) for name, value in given.items()}
-    shapes = [array.shape for array in arrays.values()]
-    if shapes[0] != shapes[1] or len(shapes[0]) != 2 or 0 in shapes[0]:
+    errors, sizes = _array("errors", errors), _array("sizes", sizes)
+    if errors.shape != sizes.shape or errors.ndim != 2 or 0 in errors.shape:
         raise ValueError(
-            f"`errors` and `sizes` must have one shape (layers, choices), got {shapes[0]} and "
-            f"{shapes[1]}"
+            f"`errors` and `sizes` must have one shape (layers, choices), got {errors.shape} and "
+            f"{sizes.shape}"
         )
-    if all(map(checks.known, (*arrays.values(), budget))):
-        _check_values(*map(np.asarray, arrays.values()), np.asarray(budget).item())
-    return (*arrays.values(), jnp.asarray(budget, jnp.float64))
+    if all(map(checks.known, (errors, sizes, budget))):
+        _check_values(np.asarray(errors), np.asarray(sizes), np.asarray(budget).item())
+    return errors, sizes, jnp.asarray(budget, jnp.float64)
 
 
 def _array(name: str, value) -> jax.Array:
