@@ -219,6 +219,7 @@ FUNCTIONS: dict[str, Case] = {
     "pack_mask": lambda s: (jp.pack_mask, (s.mask,)),
     "unpack_mask": lambda s: (jp.unpack_mask, (s.params, s.packed())),
     "top_k_mask": of_kernels(lambda p: jp.top_k_mask(p, sum(x.size for x in p.values()) // 10)),
+    "knapsack_mask": of_kernels(lambda p: jp.knapsack_mask(p, dict.fromkeys(p, 3), 2**42)),
     "top_k_mask, traced k": lambda s: (jp.top_k_mask, (s.kernels, s.array((), dtype=jnp.int32))),
     "nm_mask": of_kernels(lambda p: jp.nm_mask(p, 2, 4)),
     "nm_mask, outputs": of_kernels(lambda p: jp.nm_mask(p, 2, 4, axis="outputs")),

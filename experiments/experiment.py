@@ -28,7 +28,8 @@ class Experiment:
     for more: of use where a step takes less than a millisecond. On several devices leaves of at
     least `shard_from` entries are sharded; `model_axes` names the axis of a leaf that devices along
     `model` share, for regular expressions that are searched for in its path, such as
-    {"(query|up)/kernel": -1, "(out|down)/kernel": -2}.
+    {"(query|up)/kernel": -1, "(out|down)/kernel": -2}. With `export` the network is written as a
+    file (`exported`), and its bytes are part of the result.
 
     Raises:
         UsageError: a value of the wrong type or out of range.
@@ -46,6 +47,7 @@ class Experiment:
     dataset_options: dict = dataclasses.field(default_factory=dict)
     model_axes: dict = dataclasses.field(default_factory=dict)
     shard_from: int = 2**16
+    export: bool = False
 
     def __post_init__(self):
         for field in dataclasses.fields(self):

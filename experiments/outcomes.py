@@ -8,8 +8,10 @@ import shutil
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
+import jaxprune as jp
 from experiments import processes
 from experiments.checkpoints import another_network, leaf_name, shapes
 from experiments.devices import Devices
@@ -77,7 +79,16 @@ def _as_saved(outcome: Path, like: Network) -> Tree:
         shape = saved.get(f"mask/{leaf_name(path)}")
         return None if shape is None else jax.ShapeDtypeStruct(shape, bool)
 
-    masked = like._replace(mask=jax.tree_util.tree_map_with_path(mask_of, like.weights))
+    def grid_of(path, weight):
+        found = [f"grids/{leaf_name(path)}/{part}" in saved for part in jp.Grid._fields]
+        scalars: Tree = jax.eval_shape(lambda: jp.Grid(jnp.int32(0), jnp.float32(0)))
+        return scalars if all(found) else None
+
+    of_weights = lambda of: jax.tree_util.tree_map_with_path(of, like.weights)
+    quantized = any(name.startswith("grids/") for name in saved)
+    masked = like._replace(
+        mask=of_weights(mask_of), grids=of_weights(grid_of) if quantized else None
+    )
     return jax.tree_util.tree_map_with_path(resized, masked)
 
 

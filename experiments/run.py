@@ -29,6 +29,7 @@ import jaxprune as jp
 from experiments import (
     checkpoints,
     data,
+    exported,
     figures,
     outcomes,
     processes,
@@ -104,7 +105,11 @@ def run(
         network = after_phase(number, network, experiment, room, key, log, checkpoint_seconds)
 
     network = network._replace(weights=network.masked_weights())
-    return report(experiment, first, network, room, log, folder)
+    file = None
+    if experiment.export:
+        file = exported.write(network, folder / "network.bin")
+        network = exported.with_leaves(network, exported.read(folder / "network.bin"))
+    return report(experiment, first, network, room, log, folder, file)
 
 
 def after_phase(
@@ -181,7 +186,13 @@ def _begun(phase, experiment, room, network):
 
 
 def report(
-    experiment: Experiment, first: Network, network: Network, room: Room, log: Log, folder: Path
+    experiment: Experiment,
+    first: Network,
+    network: Network,
+    room: Room,
+    log: Log,
+    folder: Path,
+    file: exported.FileSize | None = None,
 ) -> dict:
     """Writes and prints what the run found, of the network that the first one became."""
     leaves, metric = shrinkage.leaves(first, network), room.task.metric
@@ -200,6 +211,8 @@ def report(
         "density_by_layer": {layer.path: layer.density for layer in layers},
         **findings,
     }
+    if file:
+        result["file"] = file._asdict()
     table = jp.table(network.mask)
     if size:
         result["size"] = {when: each._asdict() for when, each in size.items()}
@@ -214,6 +227,8 @@ def report(
     print(f"test {metric.name} {value} with {kept:,} of {weights:,} weights")
     for name, found in findings.items():
         print(f"{name}: {found}")
+    if file:
+        print(f"file: {file.total:,} bytes, of values {file.values:,}, of places {file.places:,}")
     for when, each in size.items():
         print(f"{when}: {shrinkage.text(each)}")
     for name in ("table.txt", "picture.png", "metrics.jsonl", "result.json"):

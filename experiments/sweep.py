@@ -169,6 +169,10 @@ def summary(name: str, settings: dict, results: list[dict]) -> dict:
     heldout = f"heldout_{metric.name}"
     if all(heldout in result for result in results):
         row["heldout"] = statistics.mean(scale * result[heldout] for result in results)
+    if all("file" in result for result in results):
+        row["file"], row["values_bytes"] = (
+            [result["file"][part] for result in results] for part in ("total", "values")
+        )
     macs = [*map(_macs, results)]
     if None not in macs:
         row["macs"] = macs
@@ -196,6 +200,8 @@ def as_markdown(rows: list[dict]) -> str:
         "each seed": lambda row: " / ".join(map(number, row["values"])),
         f"held out{unit}": lambda row: number(row["heldout"]) if "heldout" in row else "",
         "weights kept": lambda row: _each(row["kept"]),
+        "bytes of the file": lambda row: _each(row.get("file", [])),
+        "of values": lambda row: _each(row.get("values_bytes", [])),
         "MACs": lambda row: _each(row.get("macs", [])),
         "ms a batch": lambda row: " / ".join(f"{ms:.3g}" for ms in row.get("milliseconds", [])),
         "seconds": lambda row: f"{row['seconds']:.0f}",

@@ -27,9 +27,12 @@ Make the network smaller        channel_groups, channel_norms, channel_mask, shr
 Prune channels by data, gates   channel_sensitivities, prune_channels, init_gates, apply_gates
 Count channels that just die    count_dying
 Stay within FLOPs or time       channel_cost, channel_times, budget_mask
+Prune and quantize together     compress_to, quantize_to, add_admm, keep_quantized,
+under one budget in bytes       knapsack_mask, multiple_choice, pack_quantized, unpack_quantized
 Hand over to hardware           pack_24, unpack_24
 """
 
+from jaxprune.methods.compression import add_admm, compress_to, keep_quantized
 from jaxprune.methods.dying import count_dying
 from jaxprune.methods.gumbel import inverse_density, project_logits, rescale, signed_constant
 from jaxprune.methods.hoyer import (
@@ -89,9 +92,13 @@ from jaxprune.trees.bits import pack_mask, unpack_mask
 from jaxprune.trees.budgets import budget_mask
 from jaxprune.trees.densities import erk_sparsities, random_mask
 from jaxprune.trees.in_force import current_mask
+from jaxprune.trees.integers import pack_quantized, unpack_quantized
+from jaxprune.trees.knapsack import knapsack_mask
 from jaxprune.trees.masks import apply_mask, count, prunable, sparsity
+from jaxprune.trees.multiple_choice import Choice, multiple_choice
 from jaxprune.trees.overlap import Overlap, overlaps
 from jaxprune.trees.projections import projection_capped_simplex
+from jaxprune.trees.quantizing import Grid, quantize_to
 from jaxprune.trees.report import Layer, layers, problems
 from jaxprune.trees.sampling import (
     bernoulli_mask,
@@ -109,11 +116,14 @@ __all__ = [
     "Blocks",
     "ChannelGroups",
     "Channels",
+    "Choice",
+    "Grid",
     "Layer",
     "Overlap",
     "Packed24",
     "Shrunk",
     "above_thresholds",
+    "add_admm",
     "add_group_hoyer_square",
     "add_hoyer_square",
     "add_penalty",
@@ -130,6 +140,7 @@ __all__ = [
     "channel_norms",
     "channel_sensitivities",
     "channel_times",
+    "compress_to",
     "count",
     "count_dying",
     "counter_bits",
@@ -151,15 +162,19 @@ __all__ = [
     "inner_layers",
     "inverse_density",
     "keep_mask",
+    "keep_quantized",
     "keep_sparse",
+    "knapsack_mask",
     "l1",
     "layers",
     "leaf_flops",
     "mask_count",
+    "multiple_choice",
     "nm_mask",
     "overlaps",
     "pack_24",
     "pack_mask",
+    "pack_quantized",
     "pattern_mask",
     "problems",
     "project_logits",
@@ -169,6 +184,7 @@ __all__ = [
     "prune_channels",
     "prune_layers",
     "prune_to",
+    "quantize_to",
     "ramped_threshold",
     "random_mask",
     "reconstruct",
@@ -192,5 +208,6 @@ __all__ = [
     "trimming_point",
     "unpack_24",
     "unpack_mask",
+    "unpack_quantized",
     "vrpge_gradient",
 ]

@@ -12,6 +12,8 @@ from experiments.phases.gates import TrainGates as TrainGates
 from experiments.phases.gumbel import Extract as Extract
 from experiments.phases.hoyer import Regularize as Regularize
 from experiments.phases.hoyer import Threshold as Threshold
+from experiments.phases.joint import Compress as Compress
+from experiments.phases.joint import TrainQuantized as TrainQuantized
 from experiments.phases.learned_patterns import LearnPattern as LearnPattern
 from experiments.phases.magnitude import PruneAlternately as PruneAlternately
 from experiments.phases.magnitude import PruneGradually as PruneGradually

@@ -26,15 +26,22 @@ KERNELS = "kernel"
 
 
 class Network(NamedTuple):
-    """Trainable weights, everything else of the model (BatchNorm statistics), and a mask."""
+    """Trainable weights, everything else of the model (BatchNorm statistics), and a mask.
+
+    `grids` are those of quantized weights, a tree like the weights, or None where there are none.
+    What is trained next begins with the weights before they were rounded.
+    """
 
     weights: Tree
     rest: Tree
     mask: Tree
+    grids: Tree = None
 
     def masked_weights(self) -> Tree:
-        """The weights with exact zeros where the mask prunes."""
-        return jp.apply_mask(self.weights, self.mask)
+        """The weights with exact zeros where the mask prunes, and on their grids."""
+        if self.grids is None:
+            return jp.apply_mask(self.weights, self.mask)
+        return jp.quantize_to(self.weights, self.mask, self.grids)[0]
 
     def parameters(self) -> Tree:
         """All that the model holds, as one tree: running averages leave it beside weights."""

@@ -94,7 +94,7 @@ def keep(
                 return state.mask, look()
             chosen = scores.of(score, source, grad, gathered, state.mask)
             valid, make = choice(chosen, count)
-            nan = _has_nan(chosen)
+            nan = has_nan(chosen)
             found = Problem.BUDGET * (~valid).astype(jnp.int32)
             found = found | Problem.NAN * nan.astype(jnp.int32)
             # As a branch, not a selection: this one writes no second mask to memory.
@@ -137,7 +137,7 @@ def nonzero_where_pruned(params, mask) -> jax.Array:
     return jnp.any(jnp.stack(jax.tree.leaves(stray)))
 
 
-def _has_nan(params: chex.ArrayTree) -> jax.Array:
+def has_nan(params: chex.ArrayTree) -> jax.Array:
     """Whether a weight that can be pruned is NaN."""
     return jnp.any(jnp.stack([jnp.any(jnp.isnan(leaf)) for leaf in jax.tree.leaves(params)]))
 

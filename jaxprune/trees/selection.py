@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from jaxprune.trees import checks, masks, positions, wide
 
-_INFINITY = 0x7F800000  # the bits of float32's infinity
+INFINITY = 0x7F800000  # the bits of float32's infinity
 _DIGIT = 2  # bits fixed in one pass: on CPUs 1 takes seven times as long, 4 half as long again
 
 
@@ -185,12 +185,12 @@ def cut(leaf: Ranked, k: jax.Array) -> Cut:
 
 
 def score_ranks(leaf: jax.Array, *, magnitudes: bool = False) -> jax.Array:
-    """uint32 in the order of the scores: 0 for -inf and NaN, 2 * _INFINITY for inf."""
+    """uint32 in the order of the scores: 0 for -inf and NaN, 2 * INFINITY for inf."""
     bits = jax.lax.bitcast_convert_type(leaf.astype(jnp.float32), jnp.uint32)
     size = bits & 0x7FFFFFFF
     negative = (bits > 0x7FFFFFFF) & (not magnitudes)
-    rank = jnp.where(negative, _INFINITY - size, _INFINITY + size)
-    return jnp.where(size > _INFINITY, jnp.uint32(0), rank)
+    rank = jnp.where(negative, INFINITY - size, INFINITY + size)
+    return jnp.where(size > INFINITY, jnp.uint32(0), rank)
 
 
 def _low_zero_bits(dtype) -> int:
@@ -199,7 +199,7 @@ def _low_zero_bits(dtype) -> int:
     return 23 - (jnp.finfo(dtype).nmant if floating else jnp.iinfo(dtype).bits - 1)
 
 
-def _largest(holds: Callable[[list[jax.Array]], jax.Array], start, digits) -> jax.Array:
+def largest(holds: Callable[[list[jax.Array]], jax.Array], start, digits) -> jax.Array:
     """The largest integer for which a monotone condition holds, digit by digit.
 
     Args:
@@ -230,7 +230,7 @@ def _cut_rank(leaves: list[Ranked], k) -> jax.Array:
 
     known = min(leaf.low_zero_bits for leaf in leaves)
     digits = -(-(32 - known) // _DIGIT)
-    return _largest(reached_by_k, (jnp.uint32(0), 32 - _DIGIT), digits)
+    return largest(reached_by_k, (jnp.uint32(0), 32 - _DIGIT), digits)
 
 
 def _cut_positions(leaves: list[Ranked], cut, k) -> list[jax.Array]:
@@ -246,7 +246,7 @@ def _cut_positions(leaves: list[Ranked], cut, k) -> list[jax.Array]:
     whole = through <= wanted
     cut_leaf = jnp.sum(whole, dtype=jnp.int32)  # the one leaf that the order may cut
     before = jnp.max(through, where=whole, initial=0)
-    inside = _nth_tie(leaves, cut, cut_leaf, wanted - before)
+    inside = nth_tie(leaves, cut, cut_leaf, wanted - before)
 
     def limit(i, leaf):
         dtype = positions.exact_dtype(leaf.shape)
@@ -257,7 +257,7 @@ def _cut_positions(leaves: list[Ranked], cut, k) -> list[jax.Array]:
     return [limit(i, leaf) for i, leaf in enumerate(leaves)]
 
 
-def _nth_tie(leaves: list[Ranked], cut, chosen, wanted) -> jax.Array:
+def nth_tie(leaves: list[Ranked], cut, chosen, wanted) -> jax.Array:
     """The position in leaf `chosen` before which `wanted` of its ties lie; uint64.
 
     Other leaves aren't read. `chosen` = len(leaves) means that no leaf is cut: nothing is read.
@@ -280,7 +280,7 @@ def _nth_tie(leaves: list[Ranked], cut, chosen, wanted) -> jax.Array:
 
     digits = -(-max(math.prod(leaf.shape) for leaf in leaves).bit_length() // _DIGIT)
     needed = jnp.where(chosen < len(leaves), jnp.int32(digits), jnp.int32(0))
-    return _largest(at_most_wanted, (jnp.uint64(0), _DIGIT * (digits - 1)), needed)
+    return largest(at_most_wanted, (jnp.uint64(0), _DIGIT * (digits - 1)), needed)
 
 
 def _saturated(x: jax.Array, dtype) -> jax.Array:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 import jaxprune as jp
-from tests.wrong_uses import links, networks, patterns, penalties, trees
+from tests.wrong_uses import compression, links, networks, patterns, penalties, trees
 
-FILES = (trees, penalties, patterns, networks, links)
+FILES = (trees, penalties, patterns, networks, links, compression)
 ROWS = {name: row for file in FILES for name, row in file.ROWS.items()}
 
 

@@ -1,0 +1,93 @@
+"""Pruning and quantization: together under one budget in bytes, and quantized training."""
+
+import dataclasses
+import functools
+
+import jax
+import optax
+
+import jaxprune as jp
+from experiments.phases.base import KERNELS, Network, Tree
+from experiments.phases.dense import Dense, FineTune
+
+
+@dataclasses.dataclass(frozen=True)
+class Compress(Dense):
+    """Training drawn by ADMM towards the nearest network of `budget` bytes, pruned and quantized.
+
+    The budget is of kept weights alone: their bits, and `place_bits` for where each one is. In
+    `projections` of the phase, evenly spaced, the nearest network is found anew. The pull grows
+    geometrically from `strength` to `final_strength`.
+    """
+
+    budget: int = 5_000
+    strength: float = 1e-3
+    final_strength: float = 1e-1
+    projections: int = 20
+    most_bits: int = 8
+    place_bits: int = 0
+    name: str = "compress"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.projections < 1:
+            raise ValueError(f"projections must be at least 1, got {self.projections}")
+
+    def links(self, network, sparsity, steps, room):
+        """As for dense training, with the pull in front."""
+        growth = self.final_strength / self.strength
+        strength = optax.exponential_decay(self.strength, max(steps, 1), growth)
+        project = lambda weights: self._compressed(weights)[0]
+        every = max(steps // self.projections, 1)
+        pull = jp.add_admm(project, strength, every=every, where=KERNELS)
+        return optax.chain(pull, super().links(network, sparsity, steps, room))
+
+    @property
+    def _compressed(self):
+        how = {"most_bits": self.most_bits, "place_bits": self.place_bits, "where": KERNELS}
+        return functools.partial(jp.compress_to, budget=self.budget, **how)
+
+    def current(self, weights, mask, key):
+        """The nearest compressed network, and its mask."""
+        return self._compressed(weights)[:2]
+
+    def end(self, weights, network, sparsity, key, score):
+        """The weights, with the mask and the grids of the nearest compressed network."""
+        _, mask, grids = self._compressed(weights)
+        return network._replace(weights=weights, mask=mask, grids=grids)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainQuantized(FineTune):
+    """Training of the kept weights on their grids, straight through the rounding.
+
+    Where no phase before has quantized, all kept weights get `bits`.
+    """
+
+    bits: int = 4
+    name: str = "quantized"
+
+    def grids(self, network: Network) -> Tree:
+        """The grids of all kept weights."""
+        if network.grids is not None:
+            return network.grids
+        return jp.quantize_to(network.weights, network.mask, self.bits)[1]
+
+    def begin(self, network, sparsity):
+        """The weights before they are rounded, which they are by the first update."""
+        return jp.apply_mask(network.weights, network.mask)
+
+    def links(self, network, sparsity, steps, room):
+        """The optimizer of the weights behind the grids, and the link that rounds them."""
+        keep = jp.keep_quantized(network.mask, self.grids(network))
+        return jp.straight_through(optax.chain(self.clipping(), self.descent(steps)), keep)
+
+    def end(self, weights, network, sparsity, key, score):
+        """The trained network, and the grids on which its weights lie."""
+        bits = jax.tree.map(lambda grid: grid.bits, self.grids(network), is_leaf=_is_grid)
+        weights, grids = jp.quantize_to(weights, network.mask, bits)
+        return network._replace(weights=weights, grids=grids)
+
+
+def _is_grid(x) -> bool:
+    return isinstance(x, jp.Grid)

@@ -1,0 +1,229 @@
+"""The knapsack over a tree: the entries worth most for what they cost, within a budget.
+
+An entry has a value of its own and the cost of its leaf, such as the bits of a weight. What is kept
+is taken in order of value per cost. As in `selection` the cut is found by counting, two bits at a
+time, and only counts leave a device: a ratio c cuts a leaf of cost b at the value b * c, which is
+one scalar for each leaf, so that no entry is ever divided.
+
+Where the next entry doesn't fit, the search goes on among the leaves whose entries are cheaper than
+what is left, until nothing fits: a round at most for each different cost. What was taken until the
+first entry didn't fit is the best set of its cost, so what is missing from the best value of all is
+less than that one entry.
+"""
+
+import functools
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from jaxprune.trees import checks, masks, positions, selection, wide
+
+_MOST = 2**32 - 1  # that an entry may cost
+_INFINITY = selection.INFINITY
+_SIGNIFICANT = 24  # bits of a float32
+
+
+def knapsack_mask(
+    values: chex.ArrayTree, costs: chex.ArrayTree, budget: int | jax.Array
+) -> chex.ArrayTree:
+    r"""Keeps the entries of most value per cost that a budget allows.
+
+    The mask :math:`x` is the greedy answer to
+
+    .. math:: \max \sum_l \sum_i v_{li} x_{li} \quad \text{with} \quad
+      \sum_l c_l \sum_i x_{li} \le \text{budget}
+
+    in order of v / c rounded down to float32, then of position; an entry that doesn't fit is passed
+    over. The budget is held exactly, and no other entry of positive value would fit. With equal
+    costs the mask is the best one. With others what is missing from the best value is less than the
+    first entry that was passed over: its value, times the part of its cost that was left.
+
+    Args:
+      values: tree of arrays and `None`, of the dtypes of `top_k_mask`. Entries of value 0 or less
+        are never kept.
+      costs: tree like `values` of whole numbers from 1 to 2**32 - 1, one for a leaf, `None` where
+        it has none; Python's, or integer arrays of shape (), which may be traced.
+      budget: what all kept entries may cost together: a Python integer below 2**64, or a scalar
+        integer array, which may be traced (then one below 0 is taken as 0).
+
+    Returns:
+      A mask like `values`. Inside `jax.jit`, where values can't be checked, NaN is never kept.
+
+    Raises:
+      TypeError: for a cost or a budget that isn't whole, or what `top_k_mask` refuses as scores.
+      ValueError: for a cost or a budget out of range, costs that don't fit the values, and for what
+        `top_k_mask` refuses as scores; the message names the leaf.
+
+    Source: Dantzig, "Discrete-variable extremum problems" (Operations Research 1957), for the
+    order and its bound.
+
+    >>> import jax.numpy as jnp
+    >>> import jaxprune as jp
+    >>> values = {"a": jnp.array([9.0, 4.0]), "b": jnp.array([3.0, 1.0])}
+    >>> jp.knapsack_mask(values, {"a": 4, "b": 1}, 6)
+    {'a': Array([ True, False], dtype=bool), 'b': Array([ True,  True], dtype=bool)}
+    """
+    selection.check_scores(values)
+    return keep_best(values, _as_costs(values, costs), _as_budget(budget))
+
+
+def _as_costs(values: chex.ArrayTree, costs: chex.ArrayTree) -> list[jax.Array]:
+    """The cost of each leaf as uint64."""
+    given = masks.leaves_like(values, costs, "`costs`", "`jax.tree.map(lambda v: bits, values)`")
+    paths = jax.tree_util.tree_leaves_with_path(values)
+    return [_as_cost(masks.path_name(path), c) for (path, _), c in zip(paths, given, strict=True)]
+
+
+@wide.counts_in_64_bits
+def _as_cost(path: str, cost) -> jax.Array:
+    traced = isinstance(cost, jax.core.Tracer)
+    if traced and jnp.issubdtype(cost.dtype, jnp.integer) and not cost.shape:
+        return jnp.clip(cost.astype(jnp.int64), 1, _MOST).astype(jnp.uint64)
+    if checks.integer(f"the cost of leaf '{path}'", cost, least=1) > _MOST:
+        raise ValueError(f"the cost of leaf '{path}' must be at most {_MOST}, got {cost}")
+    return jnp.uint64(cost)
+
+
+@wide.counts_in_64_bits
+def _as_budget(budget) -> jax.Array:
+    if isinstance(budget, jax.core.Tracer) and jnp.issubdtype(budget.dtype, jnp.integer):
+        return jnp.maximum(budget, 0).astype(jnp.uint64)
+    if checks.integer("the budget", budget, least=0) >= 2**64:
+        raise ValueError(f"the budget must be below 2**64, got {budget}")
+    return jnp.uint64(budget)
+
+
+@wide.counts_in_64_bits
+def keep_best(values: chex.ArrayTree, costs: list[jax.Array], budget: jax.Array) -> chex.ArrayTree:
+    """`knapsack_mask` of checked values, with uint64 costs of the leaves and a uint64 budget."""
+    return masks.sharded_alike(_keep_best, values)(values, costs, budget)
+
+
+class _Taken(NamedTuple):
+    """What is kept so far: of each leaf all above a cut, and some of those that equal it."""
+
+    cuts: jax.Array  # uint32, in bits of a ratio
+    ties: jax.Array  # uint64, how many entries of the cut's ratio are kept
+    partial: jax.Array  # whether that isn't all of them
+    kept: jax.Array  # uint64, how many entries are kept in all
+    left: jax.Array  # uint64, of the budget
+    open: jax.Array  # whether a leaf has more, and what is left pays for one
+
+
+@jax.jit
+def _keep_best(values, costs, budget):
+    leaves, structure = jax.tree.flatten(values)
+    costs = jnp.stack(costs)
+    sizes = _reaching(leaves, costs, jnp.zeros((len(leaves), 1), jnp.uint32))[:, 0]
+    taken = _Taken(
+        cuts=jnp.full(len(leaves), _INFINITY + 1, jnp.uint32),
+        ties=jnp.zeros_like(costs),
+        partial=jnp.zeros(len(leaves), bool),
+        kept=jnp.zeros_like(costs),
+        left=budget,
+        open=(sizes > 0) & (costs <= budget),
+    )
+    more = functools.partial(_take_more, leaves, costs, sizes)
+    taken = jax.lax.while_loop(lambda taken: jnp.any(taken.open), more, taken)
+
+    def choose(leaves):
+        limits = _limits(leaves, costs, taken)
+        return [
+            _at_least(leaf, cost, cut + 1) | (_equal(leaf, cost, cut) & (place < limit))
+            for leaf, cost, cut, limit, place in zip(
+                leaves, costs, taken.cuts, limits, [positions.exact(x.shape) for x in leaves],
+                strict=True,
+            )
+        ]  # fmt: skip
+
+    # As a conditional, which reads its operands from memory, as in `selection`.
+    nothing = lambda leaves: [jnp.zeros_like(leaf, dtype=bool) for leaf in leaves]
+    return structure.unflatten(jax.lax.cond(jnp.any(taken.kept > 0), choose, nothing, leaves))
+
+
+def _take_more(leaves, costs, sizes, taken: _Taken) -> _Taken:
+    """One round: what fits of the open leaves, in order, until one of them has an entry too many.
+
+    An open leaf has all entries of its cut, so that what is new in it is what lies below.
+    """
+
+    def new(counts):
+        return jnp.where(taken.open[:, None], counts - jnp.minimum(counts, taken.kept[:, None]), 0)
+
+    def too_much(candidates):
+        same = jnp.broadcast_to(jnp.stack(candidates), (len(leaves), len(candidates)))
+        counts = new(_reaching(leaves, costs, same))
+        return jnp.sum(costs[:, None] * counts, axis=0) > taken.left
+
+    cut = selection.largest(too_much, (jnp.uint32(0), 30), 16)
+    both = jnp.broadcast_to(jnp.stack([cut + 1, cut]), (len(leaves), 2))
+    above, reached = new(_reaching(leaves, costs, both)).T
+    left = taken.left - jnp.sum(costs * above)
+
+    def fill(left, leaf):
+        cost, wanted = leaf
+        fits = jnp.minimum(wanted, left // cost)
+        return left - cost * fits, fits
+
+    left, ties = jax.lax.scan(fill, left, (costs, reached - above))
+    kept = taken.kept + above + ties
+    return _Taken(
+        cuts=jnp.where(taken.open, cut, taken.cuts),
+        ties=jnp.where(taken.open, ties, taken.ties),
+        partial=jnp.where(taken.open, ties < reached - above, taken.partial),
+        kept=kept,
+        left=left,
+        open=taken.open & (kept < sizes) & (costs <= left),
+    )
+
+
+def _threshold(cost: jax.Array, ratio: jax.Array) -> jax.Array:
+    """The bits of the least positive float32 that is at least cost * ratio, of a ratio's bits.
+
+    In integers: a float32 is significand * 2**exponent, and its bits are in the order of values.
+    """
+    exponent = jnp.maximum(ratio >> 23, 1)
+    significand = ratio - ((exponent - 1) << 23)
+    product = cost * significand.astype(jnp.uint64)
+    excess = jnp.maximum(64 - jax.lax.clz(product).astype(jnp.int32) - _SIGNIFICANT, 0)
+    shift = excess.astype(jnp.uint64)
+    rounded_up = (product + (jnp.uint64(1) << shift) - 1) >> shift
+    bits = ((exponent.astype(jnp.uint64) - 1 + shift) << 23) + rounded_up
+    return jnp.clip(bits, 1, _INFINITY).astype(jnp.uint32)
+
+
+def _at_least(leaf, cost, ratio) -> jax.Array:
+    """Which entries of a leaf have at least this value per cost, given as bits; none above inf."""
+    reached = selection.score_ranks(leaf) >= _INFINITY + _threshold(cost, ratio)
+    return reached & (ratio <= _INFINITY)
+
+
+def _equal(leaf, cost, ratio) -> jax.Array:
+    return _at_least(leaf, cost, ratio) & ~_at_least(leaf, cost, ratio + 1)
+
+
+def _reaching(leaves, costs, ratios) -> jax.Array:
+    """How many entries of each leaf reach each of its ratios: uint64 (leaves, ratios)."""
+    # Read again: else XLA would keep ranks of all leaves in memory.
+    leaves, ratios = jax.lax.optimization_barrier((leaves, ratios))
+    rows = [
+        [_at_least(leaf, cost, ratio) for ratio in own]
+        for leaf, cost, own in zip(leaves, costs, ratios, strict=True)
+    ]
+    return wide.exact_sums(rows)
+
+
+def _limits(leaves, costs, taken: _Taken) -> list[jax.Array]:
+    """For each leaf the position before which entries of the cut's ratio are kept."""
+
+    def limit(leaf, cost, cut, ties, partial):
+        dtype = positions.exact_dtype(leaf.shape)
+        tied = lambda *operands: _equal(*operands).astype(jnp.uint32)
+        ranked = selection.Ranked((leaf, cost, cut), tied)
+        inside = selection.nth_tie([ranked], jnp.uint32(1), jnp.where(partial, 0, 1), ties)
+        return jnp.where(partial, inside.astype(dtype), jnp.array(jnp.iinfo(dtype).max, dtype))
+
+    of_leaves = zip(leaves, costs, taken.cuts, taken.ties, taken.partial, strict=True)
+    return [limit(*of_leaf) for of_leaf in of_leaves]
