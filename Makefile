@@ -6,7 +6,7 @@ VENV ?= .venv
 CONFIG ?= experiments/configs/digits/probmask.py
 SEEDS ?= 0,1,2
 CONSTRAINTS ?=
-ONE_CASE_IN ?= 6
+ONE_CASE_IN ?= 8
 NOTEBOOK_TIMEOUT ?= 600
 # One process a core, each with tests that lie together, since these share what is compiled.
 PARALLEL ?= -n logical --maxprocesses=8 --dist=worksteal
@@ -38,7 +38,7 @@ test-notebooks: $(VENV)/test.stamp
 test-slow: $(VENV)/test.stamp
 	$(python) -m pytest -m slow
 
-# The fast tests on the oldest versions that pyproject.toml allows, a sixth of the cases of each file
+# The fast tests on the oldest versions that pyproject.toml allows, an eighth of the cases of each file
 # (all: `make test-oldest ONE_CASE_IN=1`).
 test-oldest:
 	ONE_CASE_IN=$(ONE_CASE_IN) $(MAKE) test-fast VENV=$(VENV)-oldest CONSTRAINTS=tests/oldest.txt

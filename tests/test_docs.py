@@ -27,6 +27,7 @@ def test_a_mask_with_qwix():
     assert not rounded[kernel == 0].any()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("relaxed_promotion")
 def test_one_budget_in_bytes(capsys):
     names = {}

@@ -10,6 +10,7 @@ from experiments.phases import Dense, LearnPattern
 from tests.experiments.runs import run_phases
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("relaxed_promotion")
 def test_a_row_for_each_method_and_for_learned_patterns(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(jax, "device_count", lambda: 1)

@@ -187,7 +187,7 @@ AT_SCALE = [
     ("step, keep_sparse 2:4, every 40", "base"),
     ("step, straight_through of keep_sparse 2:4, every 40", "base"),
     ("step, keep_sparse of Blocks, scheduled", "base"),
-    ("step, regrow", "opposite"),
+    ("step, regrow", "base"),
     ("step, project_probabilities", "base"),
     ("step, add_hoyer_square", "base"),
 ]

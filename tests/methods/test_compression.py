@@ -75,6 +75,7 @@ def test_a_budget_for_everything_keeps_eight_bits(compressed):
     assert distance(weights(), found) < 1e-3 * distance(weights(), optax.tree.zeros_like(found))
 
 
+@pytest.mark.slow
 def test_places_cost_bits_too():
     _, mask, grids = jp.compress_to(weights(), 600, place_bits=8)
     assert 4800 - 16 < bits_of(mask, grids, 8) <= 4800
@@ -83,6 +84,7 @@ def test_places_cost_bits_too():
     assert bits_of(mask, grids) / jp.count(mask) > 1.2 * bits_of(other, narrow) / jp.count(other)
 
 
+@pytest.mark.slow
 def test_on_a_mesh_as_on_one_device(compressed):
     mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
     place = lambda x: jax.device_put(

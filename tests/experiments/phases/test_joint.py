@@ -46,6 +46,7 @@ def test_a_network_of_600_bytes(after_dense, tmp_path):
     chex.assert_trees_all_close(read.weights, network.weights, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_one_after_the_other_and_quantization_alone(after_dense):
     _, network = after_dense("after", PruneMagnitudes(), QUANTIZED)
     assert {int(grid.bits) for grid in grids(network)} == {2}
