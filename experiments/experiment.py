@@ -138,7 +138,7 @@ def with_setting(experiment: Experiment, setting: str) -> Experiment:
     kinds = _settings(experiment)
     if target not in kinds or not text:
         hint = nearest(target, kinds)
-        raise UsageError(f"--set needs =value after one of {[*kinds]}, got {setting!r}{hint}")
+        raise UsageError(f"--set={setting}: needs name=value{hint}; the names are {[*kinds]}")
     name, _, field = target.partition(".")
     value = _value(target, text, kinds[target])
     if name == "dataset":

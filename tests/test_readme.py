@@ -17,7 +17,8 @@ README = Path(__file__).parent.parent / "README.md"
 @pytest.mark.usefixtures("relaxed_promotion")
 def test_code_runs(capsys):
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
-    links, family, look, nnx_loop, linen_loss, gumbel, hoyer, nm, one_shot, smaller = blocks
+    links, family, look, nnx_loop, nnx_optimizer, linen_loss, *others = blocks
+    gumbel, hoyer, nm, one_shot, smaller = others
     kernel = jax.random.normal(jax.random.key(0), (16, 16))
     params = {"hidden": {"kernel": kernel}, "head": {"kernel": kernel}}
     names = {"mask": jp.prunable(params), "params": params, "grads": params, "jp": jp}
@@ -40,6 +41,9 @@ def test_code_runs(capsys):
 
     exec(nnx_loop.replace("range(1_000)", "range(3)"), names)
     assert jp.count(names["mask"]) == round(0.05 * 22_200)
+
+    exec(nnx_optimizer, names)
+    assert "1,110   22,200" in capsys.readouterr().out
 
     exec(linen_loss, names)
     params = {"weights": names["weights"], "probs": jp.init_probabilities(names["weights"])}

@@ -157,6 +157,7 @@ def _density(sparsity, count) -> chex.Numeric:
     """1 - sparsity; 1 where a traced sparsity is none."""
     zeros = sparsity(count) if callable(sparsity) else sparsity
     if isinstance(zeros, numbers.Real):
+        checks.fraction("what the schedule of the sparsity gives", zeros)
         return 1.0 - float(zeros)
     zeros = jnp.asarray(zeros, jnp.float32)
     return jnp.where((zeros >= 0) & (zeros <= 1), 1.0 - zeros, 1.0)

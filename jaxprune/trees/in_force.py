@@ -73,7 +73,8 @@ def by_path(opt_state: optax.OptState) -> dict[tuple, jax.Array]:
     if not links:
         raise ValueError(
             "nothing in the optimizer state keeps to a mask: put a link such as "
-            "`keep_mask(mask)` into the chain, and pass the parameters first, then the state"
+            "`keep_mask(mask)` into the chain, and pass the parameters first, then the state of "
+            "the chain"
         )
     found: dict[tuple, list[jax.Array]] = {}
     for mask in links:

@@ -90,7 +90,7 @@ def prunable(params: chex.ArrayTree, where: Where | None = None) -> chex.ArrayTr
             + (
                 "of two or more dimensions that is no bias or scale"
                 if where is None
-                else f"that `where`={where!r} chooses"
+                else f"that `where`{'' if callable(where) else f'={where!r}'} chooses"
             )
             + f"; the leaves are {paths}. Pass `where` to choose others."
         )

@@ -33,7 +33,8 @@ def table(
         sparse, by the fraction of the leaf's weights that is kept.
 
     Of bytes and operations the totals are of all leaves; those that stay dense are in a line of
-    others. Weights are counted among those that can be pruned.
+    others. Weights are counted among those that can be pruned. Leaves that keep nothing are named
+    below: nothing goes through their layers.
 
     Raises:
       TypeError: for leaves of a mask that aren't boolean, or `params` that are no tree of arrays.
@@ -62,6 +63,7 @@ def table(
         columns |= _columns("params", "bytes", dense, rows, lambda size: -(-size // 8))
     if flops is not None:
         columns |= _columns("flops", "flops", _named(flops), rows, lambda size: 0)
+    notes += [f"'{row.path}' keeps none of its weights" for row in rows if row.size > row.kept == 0]
     return "\n".join([*_aligned(_cells(rows, columns)), *notes])
 
 

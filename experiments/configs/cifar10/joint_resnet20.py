@@ -1,5 +1,7 @@
 """Joint pruning and quantization on CIFAR-10: ResNet-20 (270,000 weights, a megabyte) in few bytes.
 
+    python -m experiments.run experiments/configs/cifar10/joint_resnet20.py --data_dir=...
+
     python -m experiments.sweep experiments/configs/cifar10/*_resnet20.py --data_dir=...
 
 compares it with pruning alone, quantization alone, and both one after the other, in as many epochs.

@@ -1,5 +1,7 @@
 """Pruning, then quantization on CIFAR-10: ResNet-20 pruned gradually, then at one width.
 
+    python -m experiments.run experiments/configs/cifar10/pruned_quantized_resnet20.py
+
 A rival of joint_resnet20.py, at the same budgets of values.
 """
 

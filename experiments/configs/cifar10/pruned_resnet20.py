@@ -1,5 +1,7 @@
 """Pruning alone on CIFAR-10: ResNet-20 by gradual magnitude pruning, its kept weights in float32.
 
+    python -m experiments.run experiments/configs/cifar10/pruned_resnet20.py --data_dir=...
+
 A rival of joint_resnet20.py.
 """
 

@@ -1,5 +1,7 @@
 """Quantization alone on CIFAR-10: ResNet-20 with all of its weights at one width.
 
+    python -m experiments.run experiments/configs/cifar10/quantized_resnet20.py --data_dir=...
+
 A rival of joint_resnet20.py.
 """
 

@@ -1,5 +1,7 @@
 """Coupled groups of the largest norms for what they cost, in ResNet-20 on CIFAR-10.
 
+    python -m experiments.run experiments/configs/cifar10/resnet20_channels_magnitude.py
+
     python -m experiments.sweep experiments/configs/cifar10/resnet20_channels*.py --data_dir=... \\
         --seeds=0 --epochs=30,10,20 --out=runs/channels
 

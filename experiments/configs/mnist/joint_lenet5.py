@@ -1,5 +1,7 @@
 """Joint pruning and quantization on MNIST: LeNet-5 (430,500 weights, 1,722,000 bytes) in few bytes.
 
+    python -m experiments.run experiments/configs/mnist/joint_lenet5.py --data_dir=...
+
 python -m experiments.sweep experiments/configs/mnist/*_lenet5.py --data_dir=...
 
 compares it with pruning alone, quantization alone, and both one after the other.

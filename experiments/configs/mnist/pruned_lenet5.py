@@ -1,5 +1,7 @@
 """Pruning alone on MNIST: LeNet-5 by gradual magnitude pruning, its kept weights in float32.
 
+    python -m experiments.run experiments/configs/mnist/pruned_lenet5.py --data_dir=...
+
 A rival of joint_lenet5.py, with as many epochs.
 """
 

@@ -1,5 +1,7 @@
 """Pruning, then quantization on MNIST: LeNet-5 by gradual magnitude pruning, then at one width.
 
+    python -m experiments.run experiments/configs/mnist/pruned_quantized_lenet5.py --data_dir=...
+
 A rival of joint_lenet5.py, with as many epochs, at the same budgets of values.
 """
 

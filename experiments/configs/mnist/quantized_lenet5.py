@@ -1,5 +1,7 @@
 """Quantization alone on MNIST: LeNet-5 with all of its weights at one width.
 
+    python -m experiments.run experiments/configs/mnist/quantized_lenet5.py --data_dir=...
+
 A rival of joint_lenet5.py, with as many epochs.
 """
 
