@@ -1,8 +1,5 @@
 """The README's Python code runs as it stands, but for fewer steps."""
 
-import re
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,14 +7,12 @@ import optax
 import pytest
 
 import jaxprune as jp
-
-README = Path(__file__).parent.parent / "README.md"
+from tests import pages
 
 
 @pytest.mark.usefixtures("relaxed_promotion")
 def test_code_runs(capsys):
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
-    links, family, look, nnx_loop, nnx_optimizer, linen_loss, *others = blocks
+    links, family, look, nnx_loop, nnx_optimizer, linen_loss, *others = pages.blocks("README.md")
     gumbel, hoyer, nm, one_shot, smaller = others
     kernel = jax.random.normal(jax.random.key(0), (16, 16))
     params = {"hidden": {"kernel": kernel}, "head": {"kernel": kernel}}

@@ -1,16 +1,18 @@
 """Every line of code on the page for newcomers runs, and what is a link makes a step."""
 
 import re
-from pathlib import Path
 
 import jax
 import optax
 import pytest
 
-PAGE = (Path(__file__).parent.parent / "docs" / "which-method.md").read_text()
+from tests import pages
+
+PAGE = "docs/which-method.md"
+TEXT = pages.text(PAGE)
 # Prunes whole layers by their inputs, which takes long to compile; the README's test does it too.
 SLOW = re.compile(r'prune_layers.*(\[images\]|"admm")\)')
-LINES = re.findall(r"^\|[^|]+\|[^|]+\| `([^`|]+)` \|", PAGE, re.M)
+LINES = re.findall(r"^\|[^|]+\|[^|]+\| `([^`|]+)` \|", TEXT, re.M)
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +20,7 @@ def shared():
     """The names that the lines share, and a mask."""
     names = {}
     with jax.numpy_dtype_promotion("standard"):
-        exec(re.search(r"```python\n(.*?)```", PAGE, re.S)[1], names)
+        exec(pages.blocks(PAGE)[0], names)
         exec(LINES[0], names)
     return names
 
@@ -39,5 +41,5 @@ def test_a_line_of_the_table_runs(line, shared):
 
 
 def test_the_table_has_a_line_of_code_in_each_row():
-    rows = [row for row in PAGE.splitlines() if row.count("|") == 5 and "jp." in row]
+    rows = [row for row in TEXT.splitlines() if row.count("|") == 5 and "jp." in row]
     assert len(LINES) == len(rows) > 25
