@@ -9,7 +9,8 @@ from tests.pages import blocks
 
 
 @pytest.mark.usefixtures("relaxed_promotion")
-@pytest.mark.filterwarnings("ignore:The 'm.iter_modules:DeprecationWarning")  # Qwix calls it
+@pytest.mark.filterwarnings("ignore:The 'm.iter_modules:DeprecationWarning")  # Qwix calls it,
+@pytest.mark.filterwarnings("ignore:'.value' access:DeprecationWarning")  # and this
 def test_a_mask_with_qwix():
     qwix = pytest.importorskip("qwix")
     names = {}
