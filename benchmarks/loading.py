@@ -27,7 +27,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from benchmarks import image_sets, timing
-from experiments import data, run, training
+from experiments import checkpoints, data, run, training
 from experiments.data import imagenet, streamed
 from experiments.devices import Devices
 from experiments.experiment import Experiment
@@ -176,7 +176,7 @@ def trained(model: str, dataset: data.Dataset, batch: int, folder: Path) -> Time
     timed, feed = [], room.train.feed
     room.train.feed = lambda *args: timed.append(Timed(feed(*args))) or timed[-1]
     log = Log(folder / "metrics.jsonl", dataset.task.metric).of_phase(0, phase.name)
-    saved = training.saved_in(folder / "checkpoints", seconds=1e9)
+    saved = checkpoints.saved_in(folder / "checkpoints", 1e9, room.devices)
     with contextlib.redirect_stdout(None):
         training.train(phase, room.devices.replicated(network), experiment, room, key, log, saved)
     return timed[0]
