@@ -17,6 +17,7 @@ from experiments.checkpoints import another_network, leaf_name, shapes
 from experiments.devices import Devices
 from experiments.experiment import Experiment
 from experiments.log import Log, rows_of
+from experiments.phases import Dense
 from experiments.phases.base import Network, Tree
 from experiments.usage import UsageError
 
@@ -94,7 +95,10 @@ def _as_saved(outcome: Path, like: Network) -> Tree:
 
 def history(experiment: Experiment, number: int) -> str:
     """All settings that the outcome of phase `number` depends on."""
-    return repr(dataclasses.replace(experiment, phases=experiment.phases[: number + 1]))
+    phases = experiment.phases[: number + 1]
+    if all(type(phase) is Dense for phase in phases):  # which knows no sparsity
+        experiment = dataclasses.replace(experiment, sparsity=0.0)
+    return repr(dataclasses.replace(experiment, phases=phases))
 
 
 def take_over(experiment: Experiment, folder: Path, log: Log, reuse: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from experiments import run, sweep
 from experiments.experiment import CONFIGS
+from experiments.log import rows_of
 from experiments.phases import Dense, FineTune, PruneMagnitudes, Threshold
 from experiments.usage import UsageError
 from tests.experiments.runs import SMALL
@@ -86,6 +87,14 @@ def test_phases_in_common_are_trained_once(config, tmp_path):
 
     shared = json.loads((second / "result.json").read_text())
     assert shared["accuracy"] == alone["accuracy"] and shared["kept"] == alone["kept"]
+
+
+def test_dense_training_is_the_same_at_each_sparsity(config, tmp_path):
+    path = config(with_phases(DENSE, PruneMagnitudes(), FineTune(1, batch=64)))
+    sweep.main([path, "--sparsities=0.5,0.7", "--seeds=0", f"--out={tmp_path}"])
+    logs = [rows_of(tmp_path / f"small-sparsity{s}-seed0" / "metrics.jsonl") for s in (0.5, 0.7)]
+    assert logs[0][0] == logs[1][0]  # its seconds too
+    assert logs[0][-1]["sparsity"] < logs[1][-1]["sparsity"]
 
 
 def test_a_run_with_other_settings_is_not_taken_for_finished(config, tmp_path):

@@ -16,6 +16,7 @@ gently = {**sgd, "learning_rate": 0.02}
 experiment = Experiment(
     model="resnet20",
     dataset="cifar10",
+    holdout=5_000,
     export=True,
     evaluations=4,
     phases=(

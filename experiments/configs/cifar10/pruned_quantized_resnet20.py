@@ -18,5 +18,5 @@ experiment = replace(joint, phases=(dense, gradual, TrainQuantized(epochs=20, **
 grid = [
     {"sparsity": round(1 - 8 * budget / bits / weights, 6), "quantized.bits": bits}
     for budget in (8_000, 16_000, 32_000)
-    for bits in (2, 4)
+    for bits in (1, 2, 4)
 ]

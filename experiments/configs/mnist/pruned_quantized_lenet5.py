@@ -18,5 +18,5 @@ experiment = replace(joint, phases=(dense, gradual, quantized))
 grid = [
     {"sparsity": round(1 - 8 * budget / bits / 430_500, 6), "quantized.bits": bits}
     for budget in (500, 1_000, 2_000, 4_000)
-    for bits in (2, 4)
+    for bits in (1, 2, 4)
 ]
