@@ -41,7 +41,6 @@ from experiments.devices import Devices
 from experiments.experiment import Experiment, definitions, with_epochs, with_setting
 from experiments.log import Log, announced
 from experiments.phases import Network, Shrink
-from experiments.phases.base import in_room
 from experiments.room import Room, initial_network
 from experiments.usage import Parser, UsageError, exit_with_one_line
 
@@ -179,7 +178,7 @@ def check(experiment: Experiment, network: Network, room: Room) -> None:
 def _begun(phase, experiment, room, network):
     if not phase.epochs:
         return phase.mask(network)
-    phase = in_room(phase, network, room)
+    phase = phase.in_room(network, room)
     steps = training.Steps.of(phase, room.train.count, experiment)
     params = phase.begin(network, experiment.sparsity)
     return phase.links(network, experiment.sparsity, steps.total, room).init(params)

@@ -20,7 +20,7 @@ from experiments import data, processes
 from experiments.checkpoints import Checkpoints
 from experiments.experiment import Experiment
 from experiments.log import PhaseLog, announced
-from experiments.phases.base import Network, Tree, in_room
+from experiments.phases.base import Network, Tree
 from experiments.room import Room
 
 
@@ -46,7 +46,6 @@ def train(
 ) -> Network:
     """Trains the phase from its last checkpoint, or from `network`, to its end."""
     order_key, draw_key, end_key = jax.random.split(key, 3)
-    phase = in_room(phase, network, room)
     start = begun(phase, network, experiment, room, order_key)
     state = room.devices.placed(start.first_state(network, draw_key))
     with saved as checkpoints, closing(start.feed):
@@ -59,12 +58,13 @@ def train(
 
     network = network._replace(rest=state.rest)
     with announced(f"{phase.name}: choosing the outcome"):
-        return phase.end(state.params, network, experiment.sparsity, end_key, score)
+        return start.phase.end(state.params, network, experiment.sparsity, end_key, score)
 
 
 class Begun(NamedTuple):
     """A phase before its first step; `first_state(network, key)` is what it starts from."""
 
+    phase: Any
     steps: "Steps"
     feed: data.Feed
     programs: "Programs"
@@ -75,10 +75,10 @@ def begun(
     phase: Any, network: Network, experiment: Experiment, room: Room, order_key: jax.Array
 ) -> Begun:
     """What training the phase takes; of the network the shapes suffice."""
-    phase = in_room(phase, network, room)
+    phase = phase.in_room(network, room)
     steps = Steps.of(phase, room.train.count, experiment)
     links = phase.links(network, experiment.sparsity, steps.total, room)
-    optimizer = optax.with_extra_args_support(optax.chain(jp.count_dying(), links))
+    optimizer = optax.with_extra_args_support(links)
     feed = room.train.feed(phase.batch, order_key)
     programs = compiled(phase, optimizer, room, feed, steps)
 
@@ -86,7 +86,7 @@ def begun(
         params = phase.begin(network, experiment.sparsity)
         return first_state(params, network.rest, optimizer, key)
 
-    return Begun(steps, feed, programs, first)
+    return Begun(phase, steps, feed, programs, first)
 
 
 # When what happens ------------------------------------------------------------------------------
@@ -126,11 +126,12 @@ class Programs(NamedTuple):
     """What runs on the device, each compiled once for a phase.
 
     `run_until(state, payload, last)` gives the state at that step, and a copy of its loss to wait
-    for; `current(state, mask)` the weights to evaluate and the sparsity of their mask.
+    for; `current(state, mask)` the weights to evaluate, the sparsity of their mask, and of each
+    norm's scale how many entries are all but zero: these channels die by themselves.
     """
 
     run_until: Callable[..., tuple[State, jax.Array]]
-    current: Callable[[State, Tree], tuple[Tree, jax.Array]]
+    current: Callable[[State, Tree], tuple[Tree, jax.Array, Tree]]
 
 
 def compiled(
@@ -156,7 +157,8 @@ def compiled(
     def current(state: State, mask: Tree):
         key = jax.random.fold_in(state.key, steps.total + state.step)
         weights, mask = phase.current(state.params, mask, key)
-        return room.devices.constrained(weights), jp.sparsity(mask)
+        dying = optax.tree.get(jp.count_dying().init(state.params), "dying")
+        return room.devices.constrained(weights), jp.sparsity(mask), dying
 
     return Programs(run_until, current)
 
@@ -164,7 +166,7 @@ def compiled(
 def _one_step(phase, optimizer, room, feed, steps, payload: Tree, state: State) -> State:
     batch_key, draw_key = jax.random.split(jax.random.fold_in(state.key, state.step))
     batch = room.task.batch(feed.records(payload, state.step), batch_key)
-    of_batch = room.frozen_loss if getattr(phase, "frozen_norms", False) else room.loss
+    of_batch = room.frozen_loss if phase.frozen_norms else room.loss
     loss_of = lambda weights, rest: of_batch(weights, rest, batch)
     progress = state.step / steps.total
     loss, rest, grads = phase.gradients(state.params, state.rest, loss_of, draw_key, progress)
@@ -200,7 +202,7 @@ def loop(
     checkpoints: Checkpoints,
 ) -> State:
     """Runs the phase from a state to its last step."""
-    steps, feed, programs, _ = start
+    _, steps, feed, programs, _ = start
     step = log.resume(int(state.step), steps.total)
     running = None
     while step < steps.total:
@@ -213,7 +215,7 @@ def loop(
             log.report(int(state.step))
         if step in steps.marks:
             with announced(f"{log.name}: evaluating"):
-                weights, sparsity = programs.current(state, mask)
+                weights, sparsity, dying = programs.current(state, mask)
                 value = float(room.test_metric(weights, state.rest))
             log.evaluation(
                 step=step,
@@ -222,7 +224,7 @@ def loop(
                 value=value,
                 sparsity=sparsity,
                 problems=jp.problems(state.opt_state),
-                dying=_dying(state.opt_state),
+                dying=_by_name(dying),
             )
             state = state._replace(loss=jnp.zeros_like(state.loss))
         if checkpoints.save_if_due(step, state):
@@ -231,8 +233,6 @@ def loop(
     return state
 
 
-def _dying(opt_state: optax.OptState) -> dict[str, int]:
-    """Of each norm's scale how many entries are all but zero: these channels die by themselves."""
-    paths_and_counts = jax.tree_util.tree_leaves_with_path(optax.tree.get(opt_state, "dying"))
+def _by_name(counts: Tree) -> dict[str, int]:
     name = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
-    return {name(path): int(count) for path, count in paths_and_counts}
+    return {name(path): int(n) for path, n in jax.tree_util.tree_leaves_with_path(counts)}

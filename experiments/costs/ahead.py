@@ -97,9 +97,9 @@ def of_phase(phase: Any, network: Network, experiment: Experiment, room: Room, l
     begun = lambda network: training.begun(phase, network, experiment, room, key)
     first = lambda network: begun(network).first_state(network, key)  # links may hold its mask
     state = room.devices.described(jax.eval_shape(first, network))
-    _, feed, programs, _ = begun(network)
-    run: Any = programs.run_until
-    payload, last = feed.payload(0), jax.ShapeDtypeStruct((), jnp.int32)
+    start = begun(network)
+    run: Any = start.programs.run_until
+    payload, last = start.feed.payload(0), jax.ShapeDtypeStruct((), jnp.int32)
     step = Step(
         phase=phase.name,
         mesh=dict(room.devices.mesh.shape),

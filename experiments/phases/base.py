@@ -1,11 +1,10 @@
 """What phases take, give and share.
 
-A phase takes a `Network` and gives a `Network`. One that trains has `epochs` and a `batch`, and the
-runner asks it, in this order, for what is trained (`begin`), the optimizer (`links`), gradients in
-every step, the network as it stands (`current`), and the outcome (`end`); `dense.Dense` is the
-simplest; one that must know the model's channels first has `in_room`. One that trains nothing is a
-`OneShot`. Everything is composed of public links and
-functions of jaxprune and optax.
+A phase takes a `Network` and gives a `Network`. A `Training` has `epochs` and a `batch`, and the
+runner asks it, in this order, for the phase `in_room`, what is trained (`begin`), the optimizer
+(`links`), gradients in every step, the network as it stands (`current`), and the outcome (`end`);
+`dense.Dense` is the simplest. One that trains nothing is a `OneShot`. Everything is composed of
+public links and functions of jaxprune and optax.
 """
 
 from collections.abc import Callable, Sequence
@@ -52,6 +51,21 @@ class Network(NamedTuple):
         return {"weights": self.mask, "rest": jax.tree.map(lambda _: None, self.rest)}
 
 
+class Training:
+    """A phase that trains; with `frozen_norms` the network as it is evaluated."""
+
+    frozen_norms = False
+
+    @property
+    def needs_heldout(self) -> bool:
+        """Whether it chooses by held-out records."""
+        return False
+
+    def in_room(self, network: Network, room) -> Any:
+        """The phase as it trains this network: most need to know nothing of it."""
+        return self
+
+
 class OneShot:
     """A phase that trains nothing.
 
@@ -74,11 +88,6 @@ class OneShot:
     def apply(self, network: Network, sparsity: float, room) -> Network:
         """The network with another mask, other weights or another rest."""
         raise NotImplementedError
-
-
-def in_room(phase: Any, network: Network, room) -> Any:
-    """The phase as it trains this network: most need to know nothing of it."""
-    return phase.in_room(network, room) if hasattr(phase, "in_room") else phase
 
 
 def kept(tree: Tree, sparsity: float) -> int:

@@ -15,7 +15,6 @@ class Dense(Descent):
     """Training of all weights."""
 
     name: str = "dense"
-    needs_heldout = False
 
     def begin(self, network: Network, sparsity: float) -> Tree:
         """What is trained."""

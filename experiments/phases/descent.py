@@ -5,13 +5,13 @@ import functools
 
 import optax
 
-from experiments.phases.base import check_choice
+from experiments.phases.base import Training, check_choice
 
 _L2 = {"sgd": functools.partial(optax.sgd, momentum=0.9), "adam": optax.adam}
 
 
 @dataclasses.dataclass(frozen=True)
-class Descent:
+class Descent(Training):
     """What phases that train weights let one choose, by default SGD with momentum under a cosine.
 
     `optimizer` is "sgd" (momentum 0.9) or "adam", whose weight decay is an L2 term in the gradient,

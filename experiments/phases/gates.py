@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import optax
 
 import jaxprune as jp
-from experiments.phases.base import Network, Tree, partition
+from experiments.phases.base import Network, Training, Tree, partition
 from experiments.phases.removal import without_channels
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainGates:
+class TrainGates(Training):
     """Gates behind norms trained by Adam, and cut. The weights stay as they are (DNAL's way).
 
     So do the statistics of norms: a norm that measures its own would undo gates that shut together.
@@ -32,7 +32,6 @@ class TrainGates:
     sharpest: float = 1e4
     open_from: float = 0.9
     name: str = "gates"
-    needs_heldout = False
     frozen_norms = True
 
     def __post_init__(self):
@@ -53,10 +52,6 @@ class _Gating(TrainGates):
 
     channels: jp.Channels
     shapes: Tree
-
-    def in_room(self, network: Network, room) -> "_Gating":
-        """This."""
-        return self
 
     def begin(self, network: Network, sparsity: float) -> Tree:
         """Weights, and gates beside them."""

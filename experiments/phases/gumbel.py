@@ -7,13 +7,21 @@ import jax.numpy as jnp
 import optax
 
 import jaxprune as jp
-from experiments.phases.base import BatchLoss, Network, Tree, check_choice, kept, partition
+from experiments.phases.base import (
+    BatchLoss,
+    Network,
+    Training,
+    Tree,
+    check_choice,
+    kept,
+    partition,
+)
 
 _SCORES_KEY = 0
 
 
 @dataclasses.dataclass(frozen=True)
-class Extract:
+class Extract(Training):
     """Finds a subnetwork of the weights as they were initialised.
 
     `estimator` is "gumbel", "supermask" (Bernoulli, straight-through) or "edge_popup" (the largest
@@ -36,7 +44,6 @@ class Extract:
     per_layer: bool = False
     signed_constant: bool = True
     name: str = "extract"
-    needs_heldout = False
 
     def __post_init__(self):
         check_choice("estimator", self.estimator, ("gumbel", "supermask", "edge_popup"))

@@ -6,12 +6,12 @@ import jax
 import optax
 
 import jaxprune as jp
-from experiments.phases.base import BatchLoss, Network, Tree, partition
+from experiments.phases.base import BatchLoss, Network, Training, Tree, partition
 from experiments.phases.nm import Pattern
 
 
 @dataclasses.dataclass(frozen=True)
-class LearnPattern(Pattern):
+class LearnPattern(Pattern, Training):
     """Chooses an N:M pattern for each group of trained, frozen weights (MaskLLM's way).
 
     The temperature falls linearly from 1 to `final_temperature`; `prior` is how much the patterns
@@ -24,7 +24,6 @@ class LearnPattern(Pattern):
     prior: float = 2.0
     final_temperature: float = 0.3
     name: str = "learn"
-    needs_heldout = False
 
     def begin(self, network: Network, sparsity: float) -> Tree:
         """Frozen weights and logits of patterns."""

@@ -9,7 +9,6 @@ import pytest
 from experiments import data, run
 from experiments.experiment import CONFIGS, Experiment, config_name
 from experiments.phases import Dense, FineTune, PruneMagnitudes, Regularize, Threshold
-from experiments.phases.base import in_room
 from experiments.room import Room, initial_network
 from experiments.usage import UsageError
 from tests.experiments.runs import FINE_TUNE, SEARCH, SMALL
@@ -112,7 +111,8 @@ def test_every_config_says_how_it_is_run_and_can_begin(path, begun):
 
     def check(network, phase):
         steps = 50 * phase.epochs
-        links = in_room(phase, network, room).links(network, experiment.sparsity, steps, room)
+        here = phase.in_room(network, room)
+        links = here.links(network, experiment.sparsity, steps, room)
         assert callable(links.init)
 
     for phase in experiment.phases:

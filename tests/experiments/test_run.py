@@ -126,9 +126,9 @@ def test_links_in_the_wrong_order_are_said_once_and_kept(tmp_path, capsys):
     phases = (PruneMagnitudes(), Misordered(epochs=2, batch=64), FINE_TUNE)
     result, _ = run_phases(tmp_path, *phases)
     (problem,) = result["problems"]
-    assert problem.startswith("misordered: opt_state[1][0]: pruned weights weren't zero")
+    assert problem.startswith("misordered: opt_state[0]: pruned weights weren't zero")
     assert json.loads((tmp_path / "result.json").read_text())["problems"] == [problem]
-    assert capsys.readouterr().out.count("misordered: problem: opt_state[1][0]: pruned") == 1
+    assert capsys.readouterr().out.count("misordered: problem: opt_state[0]: pruned") == 1
     assert [bool(row["problems"]) for row in rows(tmp_path)] == [True] * 4 + [False] * 4
 
 
