@@ -57,14 +57,13 @@ def keep(
     """
     if checks.known(every):
         checks.integer("`every`", every, least=1)
+    always = isinstance(every, int) and every == 1
 
     def init_fn(params):
         mask = first(params)
         return KeepState(
             jnp.int32(0), mask, jnp.int32(0), score.init(scores.prunable(params, mask))
         )
-
-    always = isinstance(every, int) and every == 1
 
     def update_fn(
         updates, state, params=None, *, zeroed=None, before=None, grad=None, **extra_args
@@ -78,42 +77,55 @@ def keep(
         del extra_args
         params = needed(params)
         grad = gradients(grad, score, params, state.mask)
-        source = params if always or before is None else before
-        count = state.count
-        gathered = state.scores
-        if score.follow is not None:
-            seen = scores.prunable(params if before is None else before, state.mask)
-            gathered = score.follow(seen, grad, gathered)
-
-        def look():
-            changed = nonzero_where_pruned(params if zeroed is None else zeroed, state.mask)
-            return state.problems | Problem.CHANGED * (changed & (count > 0)).astype(jnp.int32)
+        earlier = params if before is None else before
+        gathered = _gathered(score, earlier, grad, state)
+        look = lambda: _look(state, params if zeroed is None else zeroed)
 
         def choose():
             if choice is None:
                 return state.mask, look()
+            source = params if always else earlier
             chosen = scores.of(score, source, grad, gathered, state.mask)
-            valid, make = choice(chosen, count)
-            nan = has_nan(chosen)
-            found = Problem.BUDGET * (~valid).astype(jnp.int32)
-            found = found | Problem.NAN * nan.astype(jnp.int32)
-            # As a branch, not a selection: this one writes no second mask to memory.
-            mask = jax.lax.cond(valid & ~nan, make, lambda: state.mask)
+            mask, found = _chosen(choice, chosen, state)
             return mask, look() | found
 
-        if always:
-            mask, problems = choose()
-        else:
-            due = count % every == 0
-            wait = lambda: (state.mask, state.problems)
-            only_look = lambda: (state.mask, look())
-            # Right after the first update too: that is when a wrong order shows.
-            branch = jnp.where(due, 2, jnp.where(count == 1, 1, 0))
-            mask, problems = jax.lax.switch(branch, [wait, only_look, choose])
-        state = KeepState(optax.safe_increment(count), mask, problems, gathered)
+        mask, problems = choose() if always else _when_due(every, state, look, choose)
+        state = KeepState(optax.safe_increment(state.count), mask, problems, gathered)
         return pruned_updates(updates, params, mask), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _gathered(score: Scored, params, grad, state: KeepState):
+    """What the score has gathered, with this update."""
+    if score.follow is None:
+        return state.scores
+    return score.follow(scores.prunable(params, state.mask), grad, state.scores)
+
+
+def _look(state: KeepState, params) -> jax.Array:
+    """The problems so far, and whether pruned weights aren't zero any more."""
+    changed = nonzero_where_pruned(params, state.mask)
+    return state.problems | Problem.CHANGED * (changed & (state.count > 0)).astype(jnp.int32)
+
+
+def _chosen(choice: Choice, chosen, state: KeepState) -> tuple[chex.ArrayTree, jax.Array]:
+    """The mask of the largest scores, or the one in force where there is none; and why."""
+    valid, make = choice(chosen, state.count)
+    nan = has_nan(chosen)
+    found = Problem.BUDGET * (~valid).astype(jnp.int32) | Problem.NAN * nan.astype(jnp.int32)
+    # As a branch, not a selection: this one writes no second mask to memory.
+    return jax.lax.cond(valid & ~nan, make, lambda: state.mask), found
+
+
+def _when_due(every: jax.typing.ArrayLike, state: KeepState, look, choose):
+    """The next mask and the problems: chosen, looked at or, nearly always, as they are."""
+    due = state.count % every == 0
+    wait = lambda: (state.mask, state.problems)
+    only_look = lambda: (state.mask, look())
+    # Right after the first update too: that is when a wrong order shows.
+    branch = jnp.where(due, 2, jnp.where(state.count == 1, 1, 0))
+    return jax.lax.switch(branch, [wait, only_look, choose])
 
 
 def gradients(grad, score: Scored, params, mask):
