@@ -31,7 +31,7 @@ from jaxprune.methods import keeping
 from jaxprune.methods.keeping import needed
 from jaxprune.trees import checks, knapsack, masks, multiple_choice, quantizing, selection, wide
 from jaxprune.trees.quantizing import Grid
-from jaxprune.trees.report import Problem
+from jaxprune.trees.report import Problem, noted
 
 _PRICES = 16  # of a bit that are tried
 _COARSELY, _FINELY = 2.0**-1.25, 2.0**-0.25  # each price as part of the one before
@@ -323,7 +323,7 @@ def keep_quantized(mask: chex.ArrayTree, grids: chex.ArrayTree) -> optax.Gradien
         nan = keeping.has_nan(
             jax.tree.map(lambda x, keep: x if masks.is_boolean(keep) else None, moved, state.mask)
         )
-        problems = state.problems | Problem.NAN * nan.astype(jnp.int32)
+        problems = state.problems | noted(Problem.NAN, nan)
         return updates, KeepQuantizedState(state.mask, grids, problems)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

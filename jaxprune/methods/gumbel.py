@@ -17,6 +17,7 @@ from jaxprune.methods.keeping import needed
 from jaxprune.trees import checks, masks
 
 _LIMIT = 10.0  # of a logit whose projected probability is 0 or 1
+_LEAST = 1e-4  # at least what such a limit leaves of a probability of 0
 
 
 def signed_constant(params: chex.ArrayTree, mask: chex.ArrayTree) -> chex.ArrayTree:
@@ -144,17 +145,26 @@ def project_logits(sparsity: optax.ScalarOrSchedule) -> optax.GradientTransforma
     >>> float(jax.nn.sigmoid(optax.apply_updates(logits, updates)["w"]).mean())
     0.25
     """
-    link = probmask.project_probabilities(sparsity)
+    checks.fraction("sparsity", sparsity, schedule=True)
 
     def update_fn(updates, state, params=None):
-        moved = optax.apply_updates(needed(params), updates)
-        probs = jax.tree.map(lambda a: jax.nn.sigmoid(a.astype(masks.at_least_float32(a))), moved)
-        changes, state = link.update(optax.tree.zeros_like(probs), state, probs)
+        params = needed(params)
+        moved = optax.apply_updates(params, updates)
+        probs, before = _probabilities(moved), _probabilities(params)
+        rounding = _LEAST + probmask.roundings(params)
+        projected, state = probmask.projection(
+            probs, before, state, sparsity=sparsity, rounding=rounding
+        )
 
-        def back(logit, prob, change, old):
-            projected = jnp.clip(jax.scipy.special.logit(prob + change), -_LIMIT, _LIMIT)
-            return jnp.where(change == 0, logit, projected.astype(logit.dtype)) - old
+        def back(logit, prob, new, old):
+            limited = jnp.clip(jax.scipy.special.logit(new), -_LIMIT, _LIMIT)
+            return jnp.where(new == prob, logit, limited.astype(logit.dtype)) - old
 
-        return jax.tree.map(back, moved, probs, changes, params), state
+        updates = jax.tree.map(back, moved, probs, projected, params)
+        return probmask.still_where_nan(updates, moved), state
 
-    return optax.GradientTransformation(link.init, update_fn)
+    return optax.GradientTransformation(lambda params: probmask.initial_state(), update_fn)
+
+
+def _probabilities(logits: chex.ArrayTree) -> chex.ArrayTree:
+    return jax.tree.map(lambda a: jax.nn.sigmoid(a.astype(masks.at_least_float32(a))), logits)

@@ -22,7 +22,7 @@ import optax
 from jaxprune.methods import scores
 from jaxprune.methods.scores import MAGNITUDE, Scored
 from jaxprune.trees import checks, masks
-from jaxprune.trees.report import Problem
+from jaxprune.trees.report import Problem, noted
 
 Choice = Callable[[chex.ArrayTree, Any], tuple[jax.Array, Callable[[], chex.ArrayTree]]]
 
@@ -79,7 +79,12 @@ def keep(
         grad = gradients(grad, score, params, state.mask)
         earlier = params if before is None else before
         gathered = _gathered(score, earlier, grad, state)
-        look = lambda: _look(state, params if zeroed is None else zeroed)
+
+        def look():
+            problems = looked(state, params if zeroed is None else zeroed)
+            if choice is not None:  # which looks for NaN itself
+                return problems
+            return problems | noted(Problem.NAN, has_nan(scores.prunable(earlier, state.mask)))
 
         def choose():
             if choice is None:
@@ -103,17 +108,17 @@ def _gathered(score: Scored, params, grad, state: KeepState):
     return score.follow(scores.prunable(params, state.mask), grad, state.scores)
 
 
-def _look(state: KeepState, params) -> jax.Array:
-    """The problems so far, and whether pruned weights aren't zero any more."""
-    changed = nonzero_where_pruned(params, state.mask)
-    return state.problems | Problem.CHANGED * (changed & (state.count > 0)).astype(jnp.int32)
+def looked(state: Any, params: chex.ArrayTree) -> jax.Array:
+    """The problems of a link's state, and whether pruned weights aren't zero any more."""
+    changed = nonzero_where_pruned(params, state.mask) & (state.count > 0)
+    return state.problems | noted(Problem.CHANGED, changed)
 
 
 def _chosen(choice: Choice, chosen, state: KeepState) -> tuple[chex.ArrayTree, jax.Array]:
     """The mask of the largest scores, or the one in force where there is none; and why."""
     valid, make = choice(chosen, state.count)
     nan = has_nan(chosen)
-    found = Problem.BUDGET * (~valid).astype(jnp.int32) | Problem.NAN * nan.astype(jnp.int32)
+    found = noted(Problem.BUDGET, ~valid) | noted(Problem.NAN, nan)
     # As a branch, not a selection: this one writes no second mask to memory.
     return jax.lax.cond(valid & ~nan, make, lambda: state.mask), found
 

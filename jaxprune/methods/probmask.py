@@ -18,8 +18,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxprune.methods.keeping import needed
+from jaxprune.methods.keeping import has_nan, needed
 from jaxprune.trees import checks, masks, projections, sampling
+from jaxprune.trees.report import Problem, noted
+
+_SLACK = 1.001  # of a budget: float32 sums of what the links before have left
+_ROUNDINGS = 4.0  # units in the last place
 
 
 def init_probabilities(
@@ -52,9 +56,11 @@ def init_probabilities(
 
 
 class ProjectProbabilitiesState(NamedTuple):
-    """`count`: updates so far, an int32 scalar."""
+    """`count`: updates so far, int32. `density`: the last in range. `problems`: see `problems`."""
 
     count: jax.typing.ArrayLike
+    density: jax.typing.ArrayLike
+    problems: jax.typing.ArrayLike
 
 
 Costs = chex.ArrayTree | Callable[[chex.ArrayTree], chex.Numeric] | None
@@ -71,8 +77,8 @@ def project_probabilities(
     Args:
       sparsity: in [0, 1]; a number, or a schedule of the link's own count (`cubic_sparsity`). The
         budget is calculated in double precision for a Python number, in float32 for a traced one.
-        A traced one that turns out to be NaN or outside [0, 1] is no budget: probabilities are
-        then only clipped to [0, 1].
+        Where a traced one is NaN or out of range, the budget in force is kept: the last one, or at
+        first that of sparsity 0.
       costs: of one weight, as for `projection_capped_simplex`; by default 1. Or a function from
         the tree that the link sees to what its probabilities cost in all, non-decreasing and
         differentiable, such as `functools.partial(channel_cost, channels, of="flops")`. The budget
@@ -80,12 +86,14 @@ def project_probabilities(
 
     Returns:
       A transformation for the end of a chain over the tree of probabilities alone:
-      `optax.partition` joins it with the weights' optimizer.
+      `optax.partition` joins it with the weights' optimizer. A probability that would become NaN
+      stays what it was, and counts 0. This is noted for `problems`, as are sparsities out of range,
+      and probabilities that something has moved since the last update.
 
     Raises:
       TypeError: for a sparsity that is neither a number nor a schedule.
       ValueError: for a sparsity outside [0, 1], or costs that don't fit; in `init`, for a budget
-        below what a function says of no probabilities at all.
+        below what a function says of no probabilities at all; for NaN (outside `jit`).
 
     >>> import jax.numpy as jnp, optax
     >>> import jaxprune as jp
@@ -98,25 +106,76 @@ def project_probabilities(
     """
     checks.fraction("sparsity", sparsity, schedule=True)
 
-    cost_of = _function(costs)
-
     def init_fn(params):
-        if cost_of is not None:
-            _check_budget(sparsity, cost_of, params)
-        return ProjectProbabilitiesState(count=jnp.int32(0))
+        if _function(costs) is not None:
+            _check_budget(sparsity, _function(costs), params)
+        return initial_state()
 
     def update_fn(updates, state, params=None):
-        moved: Any = optax.apply_updates(needed(params), updates)
-        density = _density(sparsity, state.count)
-        if cost_of is not None:
-            budget = density * _cost_of_all(1.0, cost_of, moved)
-            projected = projections.projection_within_cost(moved, budget, cost_of)
-        else:
-            projected = _projected_by_weight(moved, density, costs)
+        params = needed(params)
+        moved = optax.apply_updates(params, updates)
+        projected, state = projection(
+            moved, params, state, sparsity=sparsity, costs=costs, rounding=roundings(params)
+        )
         updates = jax.tree.map(jnp.subtract, projected, params)
-        return updates, ProjectProbabilitiesState(count=optax.safe_increment(state.count))
+        return still_where_nan(updates, moved), state
 
     return optax.GradientTransformation(init_fn, update_fn)
+
+
+def initial_state() -> ProjectProbabilitiesState:
+    """The state before the first update, when the budget is that of sparsity 0."""
+    return ProjectProbabilitiesState(jnp.int32(0), jnp.float32(1), jnp.int32(0))
+
+
+def projection(
+    moved: chex.ArrayTree,
+    before: chex.ArrayTree,
+    state: ProjectProbabilitiesState,
+    *,
+    sparsity: optax.ScalarOrSchedule,
+    costs: Costs = None,
+    rounding: float,
+) -> tuple[chex.ArrayTree, ProjectProbabilitiesState]:
+    """The projected probabilities, with 0 in the place of NaN, and the next state.
+
+    Args:
+      moved: the probabilities after the update.
+      before: those before it, which the link has projected, unless it is the first update.
+      state: the last one.
+      sparsity: as for `project_probabilities`.
+      costs: as for `project_probabilities`.
+      rounding: by how much a probability may be off, though nothing has moved it.
+    """
+    masks.check_floating("the projection", moved)
+    priced = _priced(moved, costs)
+    density, valid = _density(sparsity, state, priced.least)
+    projected = priced.projected(moved, density * priced.most)
+    problems = state.problems | noted(Problem.NAN, has_nan(moved)) | noted(Problem.BUDGET, ~valid)
+    limit = (_SLACK * state.density + rounding) * priced.most
+    # What stands still where it was NaN is in no budget.
+    ours = (state.count > 0) & (problems & Problem.NAN == 0)
+    beyond = priced.spent(_marked(before, rounding)) > limit
+    problems = problems | noted(Problem.BEYOND, ours & beyond)
+    count = optax.safe_increment(state.count)
+    return projected, ProjectProbabilitiesState(count, jnp.asarray(density, jnp.float32), problems)
+
+
+def still_where_nan(updates: chex.ArrayTree, moved: chex.ArrayTree) -> chex.ArrayTree:
+    """The updates, 0 where the sum with the parameters has become NaN."""
+    still = lambda update, x: jnp.where(jnp.isnan(x), jnp.zeros_like(update), update)
+    return jax.tree.map(still, updates, moved)
+
+
+def roundings(tree: chex.ArrayTree) -> float:
+    """Some units in the last place of numbers near 1, in the coarsest dtype of a tree."""
+    return _ROUNDINGS * max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(tree))
+
+
+def _marked(probs: chex.ArrayTree, rounding: float) -> chex.ArrayTree:
+    """Infinity for what lies outside [0, 1]: then one sum finds whether anything is amiss."""
+    stray = lambda p: (p < -rounding) | (p > 1 + rounding)
+    return jax.tree.map(lambda p: jnp.where(stray(p), jnp.full_like(p, jnp.inf), p), probs)
 
 
 def _function(costs: Any) -> Callable[[chex.ArrayTree], Any] | None:
@@ -144,23 +203,54 @@ def _check_budget(sparsity, cost_of, probs: chex.ArrayTree) -> None:
         )
 
 
-def _projected_by_weight(probs, density, costs) -> chex.ArrayTree:
+class _Priced(NamedTuple):
+    """What it costs to keep everything, and which share of it to keep nothing.
+
+    `spent(probs)` is what probabilities cost, `projected(probs, budget)` are those within a budget.
+    """
+
+    most: chex.Numeric
+    least: chex.Numeric
+    spent: Callable[[chex.ArrayTree], chex.Numeric]
+    projected: Callable[[chex.ArrayTree, chex.Numeric], chex.ArrayTree]
+
+
+def _priced(probs: chex.ArrayTree, costs: Costs) -> _Priced:
+    cost_of = _function(costs)
+    if cost_of is None:
+        return _priced_by_weight(probs, costs)
+    least, most = (_cost_of_all(prob, cost_of, probs) for prob in (0.0, 1.0))
+    within = functools.partial(projections.projection_within_cost, cost=cost_of)
+    return _Priced(most, least / most, cost_of, within)
+
+
+def _priced_by_weight(probs: chex.ArrayTree, costs: Any) -> _Priced:
     here = None
     if costs is not None:
         masks.leaves_like(probs, costs, "the costs", "`jax.tree.map` over the probabilities")
         here = masks.visible(probs, costs)
-    budget = density * _total_cost(probs, here)
-    return projections.projection_capped_simplex(probs, budget, costs=here)
+
+    def spent(probs):
+        # In float32, whose rounding is far below the slack.
+        prices = jax.tree.map(lambda p: 1.0, probs) if here is None else here
+        of_leaf = lambda p, c: jnp.sum(p.astype(jnp.float32) * jnp.asarray(c, jnp.float32))
+        return optax.tree.sum(jax.tree.map(of_leaf, probs, prices))
+
+    within = functools.partial(projections.projection_capped_simplex, costs=here)
+    return _Priced(_total_cost(probs, here), 0.0, spent, within)
 
 
-def _density(sparsity, count) -> chex.Numeric:
-    """1 - sparsity; 1 where a traced sparsity is none."""
-    zeros = sparsity(count) if callable(sparsity) else sparsity
+def _density(
+    sparsity, state: ProjectProbabilitiesState, least: chex.Numeric
+) -> tuple[chex.Numeric, jax.Array]:
+    """1 - sparsity and True; where a traced one is out of range, the last density and False."""
+    zeros = sparsity(state.count) if callable(sparsity) else sparsity
     if isinstance(zeros, numbers.Real):
         checks.fraction("what the schedule of the sparsity gives", zeros)
-        return 1.0 - float(zeros)
+        return 1.0 - float(zeros), jnp.bool_(True)
     zeros = jnp.asarray(zeros, jnp.float32)
-    return jnp.where((zeros >= 0) & (zeros <= 1), 1.0 - zeros, 1.0)
+    valid = (zeros >= 0) & (zeros <= 1) & (1.0 - zeros >= least * (1.0 - 1e-6))
+    return jnp.where(valid, 1.0 - zeros, state.density), valid
 
 
 def _total_cost(probs, costs) -> chex.Numeric:

@@ -20,7 +20,7 @@ import optax
 
 from jaxprune.methods import keeping, mirrors, scores
 from jaxprune.trees import checks, masks, sampling, selection, wide
-from jaxprune.trees.report import Problem
+from jaxprune.trees.report import Problem, noted
 
 Score = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -121,7 +121,7 @@ def regrow(
         change = lambda: _change(state, params, updates, share, growth_of)
         due = (state.count > 0) & (state.count % every == 0) & (share != 0)
         wait = lambda: (state.mask, state.problems)
-        only_look = lambda: (state.mask, _look(state, params))
+        only_look = lambda: (state.mask, keeping.looked(state, params))
         branch = jnp.where(due, 2, jnp.where(state.count == 1, 1, 0))
         mask, problems = jax.lax.switch(branch, [wait, only_look, change])
         # From here on the new mask is enough, and may lie where the old one lay: a weight that has
@@ -135,12 +135,6 @@ def regrow(
         return updates, RegrowState(count, mask, problems, inner_state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def _look(state, params) -> jax.Array:
-    """The problems so far, and whether pruned weights aren't zero any more."""
-    changed = keeping.nonzero_where_pruned(params, state.mask) & (state.count > 0)
-    return state.problems | Problem.CHANGED * changed.astype(jnp.int32)
 
 
 def _change(state, params, gradients, share, growth_of):
@@ -164,8 +158,8 @@ def _change(state, params, gradients, share, growth_of):
 
     mask = jax.tree.map(of_leaf, places, state.mask, weights, gradients, nans)
     nan = jnp.any(jnp.stack(jax.tree.leaves(nans)))
-    found = Problem.BUDGET * (~valid).astype(jnp.int32) | Problem.NAN * nan.astype(jnp.int32)
-    return mask, _look(state, params) | found
+    found = noted(Problem.BUDGET, ~valid) | noted(Problem.NAN, nan)
+    return mask, keeping.looked(state, params) | found
 
 
 def _growth(by, key):

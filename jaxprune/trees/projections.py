@@ -53,7 +53,8 @@ def projection_capped_simplex(
 
     Returns:
       A tree like `scores`, with its dtypes. Where the budget binds, the total is within 1e-6 of it,
-      relatively (2e-6 with costs; in 16-bit dtypes each entry is then rounded).
+      relatively (2e-6 with costs; in 16-bit dtypes each entry is then rounded). Inside `jax.jit`,
+      where values can't be checked, NaN gives 0.
 
     Raises:
       TypeError: for a budget that is no number, or leaves that aren't floating-point.
@@ -105,7 +106,7 @@ def projection_within_cost(
         left = budget - spent + optax.tree.vdot(prices, probs)
         return projection_capped_simplex(wide_scores, jnp.maximum(left, 0.0), costs=prices)
 
-    start = jax.tree.map(lambda leaf: jnp.clip(leaf, 0.0, 1.0), wide_scores)
+    start = jax.tree.map(_clipped, wide_scores)
     probs = jax.lax.fori_loop(0, _LINEARISATIONS, linearise, start)
     limit = budget * (1.0 + _TOLERANCE)
     factor = _affordable_factor(lambda factor: cost(optax.tree.scale(factor, probs)) <= limit)
@@ -185,8 +186,12 @@ def _project(scores, budget, costs):
 
 
 def _share(score, v: _Shift, cost) -> jax.Array:
-    shifted = (score.astype(jnp.float32) - v.high * cost) - v.low * cost
-    return jnp.clip(shifted, 0.0, 1.0)
+    return _clipped((score.astype(jnp.float32) - v.high * cost) - v.low * cost)
+
+
+def _clipped(score) -> jax.Array:
+    """Within [0, 1]; 0 for NaN, which `jax.numpy.clip` would leave."""
+    return jnp.where(score > 0, jnp.minimum(score, 1.0), 0.0)
 
 
 def _largest(costs) -> jax.Array:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import chex
 import jax
+import jax.numpy as jnp
 import optax
 
 from jaxprune.trees import checks, masks
@@ -60,23 +61,32 @@ class Problem(enum.IntFlag):
     CHANGED = 1
     BUDGET = 2
     NAN = 4
+    BEYOND = 8
+
+
+def noted(problem: Problem, found: jax.Array) -> jax.Array:
+    """The bit of a problem if it is found, an int32 scalar."""
+    return problem * found.astype(jnp.int32)
 
 
 _TEXTS = {
     Problem.CHANGED: "pruned weights weren't zero when the next update began: put the link last in "
     "the chain, and change parameters by its updates alone",
-    Problem.BUDGET: "a schedule gave NaN or a value out of range, and the mask in force was kept: "
-    "sparsities lie in [0, 1], fractions too, n of N:M in 0 to m, thresholds at 0 or above",
-    Problem.NAN: "weights or scores were NaN when a mask was to be chosen, and the mask in force "
-    "was kept: find where the training diverged",
+    Problem.BUDGET: "a schedule gave NaN or a value out of range, and the mask or budget in force "
+    "was kept: sparsities lie in [0, 1], fractions too, n of N:M in 0 to m, thresholds at 0 or "
+    "above",
+    Problem.NAN: "weights, scores or probabilities were NaN, and the mask or what was NaN was kept "
+    "as it was: find where the training diverged",
+    Problem.BEYOND: "probabilities weren't within [0, 1] and the budget when the next update "
+    "began: put the link last in the chain, and change parameters by its updates alone",
 }
 
 
 def problems(opt_state: optax.OptState) -> list[str]:
-    """What the `keep_...` links in an optimizer state have noticed since its `init`.
+    """What the links in an optimizer state have noticed since its `init`.
 
-    They look at the second update, and then at each choice of a mask, `keep_mask` at every 100th
-    update.
+    Those that keep to a mask look at the second update, and then at each choice of a mask,
+    `keep_mask` at every 100th update; `project_probabilities` looks at every update.
 
     Args:
       opt_state: of any nesting of transformations. The call waits for the device.

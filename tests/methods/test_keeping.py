@@ -117,7 +117,25 @@ def test_nan_weights_hold_the_mask(link):
     params["head"]["kernel"] = params["head"]["kernel"].at[1, 2].set(jnp.nan)
     _, state = jax.jit(tx.update)(optax.tree.zeros_like(params), state, params)
     jax.tree.map(np.testing.assert_array_equal, optax.tree.get(state, "mask"), before)
-    assert any("NaN when a mask was to be chosen" in problem for problem in jp.problems(state))
+    assert any("scores or probabilities were NaN" in problem for problem in jp.problems(state))
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda link: link, lambda link: jp.straight_through(optax.identity(), link)]
+)
+def test_a_given_mask_sees_nan_when_it_looks(wrap):
+    """At the second update, and at every hundredth."""
+    params, tx = weights(), wrap(jp.keep_mask(half_mask()))
+    grads = optax.tree.zeros_like(params)
+    step, fresh = jax.jit(tx.update), tx.init(params)
+    grads["dense"]["kernel"] = grads["dense"]["kernel"].at[0, 0].set(jnp.nan)
+    # What it sees are the weights as they come in.
+    noted, state = [], fresh
+    for _ in range(3):
+        updates, state = step(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        noted.append(any("NaN" in problem for problem in jp.problems(state)))
+    assert noted[:2] == [False, True]
 
 
 def test_no_problem_without_links():

@@ -157,7 +157,11 @@ def test_ends_of_the_ranges(fraction, sparsity):
 
 @pytest.mark.parametrize(
     ("fraction", "gradient", "text"),
-    [(2.0, 1.0, "fractions too"), (np.nan, 1.0, "fractions too"), (0.5, np.nan, "scores were NaN")],
+    [
+        (2.0, 1.0, "fractions too"),
+        (np.nan, 1.0, "fractions too"),
+        (0.5, np.nan, "scores or probabilities were NaN"),
+    ],
 )
 def test_a_mask_that_cannot_be_chosen_stays(fraction, gradient, text):
     params, mask = pruned()
