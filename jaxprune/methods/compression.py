@@ -226,7 +226,7 @@ def add_admm(
         return ADMMState(jnp.int32(0), zeros, jax.tree.map(jnp.copy, zeros))
 
     def update_fn(updates, state, params=None):
-        weights = _wide(needed(params), where)
+        weights = _wide(needed(params, updates), where)
         rho = strength(state.count) if callable(strength) else strength
 
         def renewed():
@@ -306,7 +306,7 @@ def keep_quantized(mask: chex.ArrayTree, grids: chex.ArrayTree) -> optax.Gradien
 
     def update_fn(updates, state, params=None, **extra_args):
         del extra_args
-        params = needed(params)
+        params = needed(params, updates, state.mask)
 
         moved = jax.tree.map(_moved, params, updates)
         grids = jax.tree.map(

@@ -65,7 +65,7 @@ def count_dying(
         return CountDyingState(jax.tree.map(functools.partial(_small, below), params, watched))
 
     def update_fn(updates, state, params=None):
-        return updates, counted(needed(params))
+        return updates, counted(needed(params, updates))
 
     return optax.GradientTransformation(counted, update_fn)
 

@@ -148,7 +148,8 @@ def project_logits(sparsity: optax.ScalarOrSchedule) -> optax.GradientTransforma
     checks.fraction("sparsity", sparsity, schedule=True)
 
     def update_fn(updates, state, params=None):
-        params = needed(params)
+        params = needed(params, updates)
+        masks.check_floating("the projection", params)
         moved = optax.apply_updates(params, updates)
         probs, before = _probabilities(moved), _probabilities(params)
         rounding = _LEAST + probmask.roundings(params)

@@ -71,7 +71,7 @@ def add_penalty(
         return AddPenaltyState(count=jnp.int32(0))
 
     def update_fn(updates, state, params=None):
-        params = needed(params)
+        params = needed(params, updates)
         pressed = jax.tree.map(
             lambda p, keep: None if keep is None else p.astype(masks.at_least_float32(p)),
             params,

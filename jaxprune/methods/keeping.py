@@ -75,7 +75,7 @@ def keep(
         are the gradients, for scores that need them.
         """
         del extra_args
-        params = needed(params)
+        params = needed(params, updates, state.mask)
         grad = gradients(grad, score, params, state.mask)
         earlier = params if before is None else before
         gathered = _gathered(score, earlier, grad, state)
@@ -159,12 +159,13 @@ def has_nan(params: chex.ArrayTree) -> jax.Array:
     return jnp.any(jnp.stack([jnp.any(jnp.isnan(leaf)) for leaf in jax.tree.leaves(params)]))
 
 
-def needed(params: chex.ArrayTree | None) -> chex.ArrayTree:
-    """The parameters, or a ValueError that says how to pass them."""
+def needed(params: chex.ArrayTree | None, *alike: chex.ArrayTree) -> chex.ArrayTree:
+    """The parameters, or an error that says how to pass them: like these other trees."""
     if params is None:
         raise ValueError(
             "this link needs the parameters: call `tx.update(grads, opt_state, params)`"
         )
+    checks.modules_apart(params, *alike)
     return params
 
 

@@ -112,7 +112,8 @@ def project_probabilities(
         return initial_state()
 
     def update_fn(updates, state, params=None):
-        params = needed(params)
+        params = needed(params, updates)
+        masks.check_floating("the projection", params)
         moved = optax.apply_updates(params, updates)
         projected, state = projection(
             moved, params, state, sparsity=sparsity, costs=costs, rounding=roundings(params)
@@ -147,7 +148,6 @@ def projection(
       costs: as for `project_probabilities`.
       rounding: by how much a probability may be off, though nothing has moved it.
     """
-    masks.check_floating("the projection", moved)
     priced = _priced(moved, costs)
     density, valid = _density(sparsity, state, priced.least)
     projected = priced.projected(moved, density * priced.most)

@@ -116,7 +116,7 @@ def regrow(
         return RegrowState(jnp.int32(0), first, jnp.int32(0), inner.init(pruned))
 
     def update_fn(updates, state, params=None, **extra_args):
-        params = keeping.needed(params)
+        params = keeping.needed(params, updates, state.mask)
         share = jnp.asarray(fraction(state.count) if callable(fraction) else fraction, jnp.float32)
         change = lambda: _change(state, params, updates, share, growth_of)
         due = (state.count > 0) & (state.count % every == 0) & (share != 0)

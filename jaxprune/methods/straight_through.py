@@ -96,7 +96,7 @@ def straight_through(
         return state
 
     def update_fn(updates, state, params=None, **extra_args):
-        params = needed(params)
+        params = needed(params, updates)
         dense, grad = state.dense, extra_args.get("grad", updates)
 
         def with_decay(update, param, weight):

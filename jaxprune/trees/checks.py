@@ -91,6 +91,29 @@ def tree(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be a tree of arrays, got {described(value)}")
 
 
+def modules_apart(params: Any, *others: Any) -> None:
+    """Raises a TypeError for a module of Flax NNX beside a tree that has none, such as its state.
+
+    A module is a tree as well, but not that of its state.
+    """
+    if len(set(map(_has_nnx_module, (params, *others)))) > 1:
+        raise TypeError(
+            "a module of Flax NNX was given beside a tree that isn't one: pass its state, "
+            "`nnx.state(model, nnx.Param)` or what `nnx.split(model, nnx.Param, ...)` gives, in "
+            "the place of parameters everywhere"
+        )
+
+
+def _has_nnx_module(tree: Any) -> bool:
+    return any(map(_is_nnx_module, jax.tree.leaves(tree, is_leaf=_is_nnx_module)))
+
+
+def _is_nnx_module(node: Any) -> bool:
+    """By name, since this library doesn't load Flax for those who don't use it."""
+    kinds = type(node).__mro__
+    return any(kind.__name__ == "Module" and "flax.nnx" in kind.__module__ for kind in kinds)
+
+
 def described(value: Any) -> str:
     """What was given, in a few words."""
     if hasattr(value, "dtype"):

@@ -58,6 +58,7 @@ def current_mask(params: chex.ArrayTree, opt_state: optax.OptState) -> chex.Arra
     shapes = {path: jnp.shape(leaf) for path, leaf in leaves}
     for path, keep in found.items():
         if shapes.get(path) != keep.shape:
+            checks.modules_apart(params, opt_state)
             raise ValueError(
                 f"the optimizer state has a mask of shape {keep.shape} for leaf "
                 f"'{masks.path_name(path)}', of which the parameters have "

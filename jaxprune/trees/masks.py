@@ -242,6 +242,7 @@ def leaves_like(params: chex.ArrayTree, tree: chex.ArrayTree, name: str, made_by
         return jax.tree.structure(params, is_leaf=_hidden).flatten_up_to(tree)
     except ValueError as error:
         checks.tree(name, tree)
+        checks.modules_apart(params, tree)
         raise ValueError(
             f"{name} must have the structure of the parameters, which come first, with None for "
             f"leaves that don't take part; make it by {made_by}. {error}"

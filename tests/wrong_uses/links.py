@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
 
 import jaxprune as jp
 from tests.wrong_uses.rows import (
@@ -17,6 +18,11 @@ from tests.wrong_uses.rows import (
     kind,
     value,
 )
+
+LAYER = nnx.Linear(4, 8, rngs=nnx.Rngs(0))
+STATE = nnx.state(LAYER, nnx.Param)
+MASK_OF_STATE = jp.prunable(STATE)
+TWO_WORDS = ("module of Flax NNX", "`nnx.state(model, nnx.Param)`")
 
 ROWS = {
     "keep_mask of parameters": kind(
@@ -109,6 +115,21 @@ ROWS = {
         lambda: first_update(
             jp.regrow(optax.sgd(0.1), MASK, by=lambda w, g: w[0]), PARAMS, PARAMS, PARAMS),
         "(8, 4)", "(4,)"),
+    "an NNX module, keep_mask": kind(
+        lambda: jp.keep_mask(MASK_OF_STATE).init(LAYER), *TWO_WORDS),
+    "an NNX module, its mask of a state": kind(
+        lambda: jp.keep_mask(jp.prunable(LAYER)).init(STATE), *TWO_WORDS),
+    "an NNX module inside a tree": kind(
+        lambda: jp.apply_mask({"net": LAYER}, {"net": MASK_OF_STATE}), *TWO_WORDS),
+    "an NNX module, apply_mask": kind(lambda: jp.apply_mask(LAYER, MASK_OF_STATE), *TWO_WORDS),
+    "an NNX module, current_mask": kind(
+        lambda: jp.current_mask(LAYER, jp.keep_sparse(0.5).init(STATE)), *TWO_WORDS),
+    "an NNX module in an update": kind(
+        lambda: first_update(jp.keep_sparse(0.5), STATE, STATE, LAYER), *TWO_WORDS),
+    "an NNX module in an init": kind(
+        lambda: first_update(jp.keep_sparse(0.5), LAYER, STATE, STATE), *TWO_WORDS),
+    "an NNX module in an update of probabilities": kind(
+        lambda: first_update(jp.project_probabilities(0.5), STATE, STATE, LAYER), *TWO_WORDS),
     "problems of None": kind(lambda: jp.problems(None), "optimizer state", "None"),
     "problems of a link": kind(
         lambda: jp.problems(jp.keep_sparse), "optimizer state", "keep_sparse"),
