@@ -16,6 +16,7 @@ first one and multiplies the flattened inputs.
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ from benchmarks import timing
 from experiments import data, outcomes
 from experiments.phases import Network
 from experiments.room import Room, initial_network
+from experiments.usage import UsageError, exit_with_one_line
 
 TARGETS = {
     "50%": 0.5,
@@ -122,9 +124,20 @@ def of_layer(trained: Trained, name: str, targets, batches) -> None:
     table(f"Error of {name} alone, test records", targets, errors)
 
 
+def settings_of(folder: Path) -> dict[str, Any]:
+    """The experiment that has run to its end in a folder."""
+    result = folder / "result.json"
+    if not result.exists():
+        raise UsageError(
+            f"{folder} holds no finished run (it has no {result.name}): run `python -m "
+            f"experiments.run CONFIG --out={folder}` to its end first"
+        )
+    return json.loads(result.read_text())["experiment"]
+
+
 def load(folder: Path, **paths) -> Trained:
     """What the phases of a run have left."""
-    given = json.loads((folder / "result.json").read_text())["experiment"]
+    given = settings_of(folder)
     dataset = data.load(given["dataset"], limit=given["limit"], **given["dataset_options"], **paths)
     initial, graph = initial_network(given["model"], dataset.task, jax.random.key(0))
     room = Room(graph, dataset, given["holdout"])
@@ -140,7 +153,7 @@ def _target(pattern: dict[str, Any]) -> str:
     return f"{pattern['n']}:{pattern['m']}{' transposable' * pattern['transposable']}"
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Prints the tables of a trained network."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("run", type=Path)
@@ -151,7 +164,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=250)
     parser.add_argument("--data_dir")
     parser.add_argument("--cache_dir")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     targets = given.targets.split(",")
     paths = {"data_dir": given.data_dir, "cache_dir": given.cache_dir}
     trained = load(given.run, **{k: path for k, path in paths.items() if path})
@@ -164,4 +177,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    exit_with_one_line(main)

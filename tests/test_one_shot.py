@@ -7,7 +7,18 @@ import pytest
 
 from benchmarks import one_shot
 from experiments.phases import Dense, LearnPattern
+from experiments.usage import exit_with_one_line
 from tests.experiments.runs import run_phases
+
+
+@pytest.mark.parametrize("name", ["stopped", "nowhere"])
+def test_a_run_that_is_not_finished_is_one_line(tmp_path, capsys, name):
+    (tmp_path / "stopped").mkdir()
+    with pytest.raises(SystemExit) as ended:
+        exit_with_one_line(one_shot.main, [str(tmp_path / name)])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2 and "holds no finished run" in line
+    assert f"--out={tmp_path / name}` to its end first" in line
 
 
 @pytest.mark.slow
