@@ -7,6 +7,8 @@ pruning takes from its output. At the end a weight is kept if its logit is 0 or 
 goes into the weights: the network is then a plain one.
 """
 
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -150,7 +152,7 @@ def project_logits(sparsity: optax.ScalarOrSchedule) -> optax.GradientTransforma
     def update_fn(updates, state, params=None):
         params = needed(params, updates)
         masks.check_floating("the projection", params)
-        moved = optax.apply_updates(params, updates)
+        moved: Any = optax.apply_updates(params, updates)
         probs, before = _probabilities(moved), _probabilities(params)
         rounding = _LEAST + probmask.roundings(params)
         projected, state = probmask.projection(

@@ -101,20 +101,20 @@ def keep(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _gathered(score: Scored, params, grad, state: KeepState):
+def _gathered(score: Scored, params, grad, state):
     """What the score has gathered, with this update."""
     if score.follow is None:
         return state.scores
     return score.follow(scores.prunable(params, state.mask), grad, state.scores)
 
 
-def looked(state: Any, params: chex.ArrayTree) -> jax.Array:
+def looked(state, params) -> jax.Array:
     """The problems of a link's state, and whether pruned weights aren't zero any more."""
     changed = nonzero_where_pruned(params, state.mask) & (state.count > 0)
     return state.problems | noted(Problem.CHANGED, changed)
 
 
-def _chosen(choice: Choice, chosen, state: KeepState) -> tuple[chex.ArrayTree, jax.Array]:
+def _chosen(choice: Choice, chosen, state) -> tuple[chex.ArrayTree, jax.Array]:
     """The mask of the largest scores, or the one in force where there is none; and why."""
     valid, make = choice(chosen, state.count)
     nan = has_nan(chosen)
@@ -123,7 +123,7 @@ def _chosen(choice: Choice, chosen, state: KeepState) -> tuple[chex.ArrayTree, j
     return jax.lax.cond(valid & ~nan, make, lambda: state.mask), found
 
 
-def _when_due(every: jax.typing.ArrayLike, state: KeepState, look, choose):
+def _when_due(every, state, look, choose):
     """The next mask and the problems: chosen, looked at or, nearly always, as they are."""
     due = state.count % every == 0
     wait = lambda: (state.mask, state.problems)

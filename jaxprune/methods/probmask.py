@@ -114,7 +114,7 @@ def project_probabilities(
     def update_fn(updates, state, params=None):
         params = needed(params, updates)
         masks.check_floating("the projection", params)
-        moved = optax.apply_updates(params, updates)
+        moved: Any = optax.apply_updates(params, updates)
         projected, state = projection(
             moved, params, state, sparsity=sparsity, costs=costs, rounding=roundings(params)
         )
@@ -132,7 +132,7 @@ def initial_state() -> ProjectProbabilitiesState:
 def projection(
     moved: chex.ArrayTree,
     before: chex.ArrayTree,
-    state: ProjectProbabilitiesState,
+    state: Any,
     *,
     sparsity: optax.ScalarOrSchedule,
     costs: Costs = None,
@@ -143,7 +143,7 @@ def projection(
     Args:
       moved: the probabilities after the update.
       before: those before it, which the link has projected, unless it is the first update.
-      state: the last one.
+      state: the last `ProjectProbabilitiesState`.
       sparsity: as for `project_probabilities`.
       costs: as for `project_probabilities`.
       rounding: by how much a probability may be off, though nothing has moved it.
@@ -211,7 +211,7 @@ class _Priced(NamedTuple):
 
     most: chex.Numeric
     least: chex.Numeric
-    spent: Callable[[chex.ArrayTree], chex.Numeric]
+    spent: Callable[[chex.ArrayTree], Any]
     projected: Callable[[chex.ArrayTree, chex.Numeric], chex.ArrayTree]
 
 

@@ -2,11 +2,12 @@
 
 `Shrunk.apply` repeats the old function. A module can also be trained with batch statistics and
 dropout, be initialised anew, and its sizes be saved. Flax NNX has sizes in attributes of layers
-(`attributes`), Flax Linen in fields of modules (`fields`). Either module is compared with
-`Shrunk.apply` before it is returned.
+(`attributes`), Equinox in static fields of layers (`statics`), Flax Linen in fields of modules
+(`fields`). A module is compared with `Shrunk.apply` before it is returned.
 """
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -24,18 +25,21 @@ def shrink_module(
 
     Of Flax NNX, a copy with the smaller values, in which the sizes of Flax's layers
     (`in_features`, `feature_group_count`, `num_heads`) are true again; attributes of other classes
-    stay. Of Flax Linen, a clone with other integers in its fields, and in those of modules,
-    tuples, dicts and dataclasses in them, such that `init` makes the smaller shapes. It is found by
-    trying, a call of `jax.eval_shape(module.init)` each time.
+    stay. Of Equinox the same, with static fields of Equinox's layers (of an MLP whose hidden layers
+    became different, `width_size` stays). Of Flax Linen, a clone with other integers in its fields,
+    and in those of modules, tuples, dicts and dataclasses in them, such that `init` makes the
+    smaller shapes. It is found by trying, a call of `jax.eval_shape(module.init)` each time.
 
     Args:
-      module: the `nnx.Module` or `nn.Module` whose parameters were shrunk. It isn't changed.
+      module: the `nnx.Module`, `eqx.Module` or Linen's `nn.Module` whose parameters were shrunk. It
+        isn't changed.
       small: what `shrink` returned. Its parameters are a state of the NNX module, of
-        `(nnx.Param, nnx.BatchStat)` if it has batch statistics; or all variables of the Linen
-        module, or its collection "params" if there is no other. Trained further:
+        `(nnx.Param, nnx.BatchStat)` if it has batch statistics; or what `eqx.partition` or
+        `eqx.filter` gives of the Equinox module; or all variables of the Linen module, or its
+        collection "params" if there is no other. Trained further:
         `small._replace(params=...)`.
       *inputs: trees of arrays, with which both `small.apply(small.params, *inputs)` and the module
-        are called.
+        are called; that of Equinox for each example, by `jax.vmap` over their first axes.
       approximate: whether a module may be returned that computes something else. A LayerNorm takes
         the mean over the features that are left, `small.apply`, as the masked network, divides
         by their old number; attention is scaled by the width of its heads.
@@ -45,7 +49,7 @@ def shrink_module(
       A module. That of Linen computes with `small.params`.
 
     Raises:
-      TypeError: for a module that isn't Flax's, or what `shrink` didn't return.
+      TypeError: for a module of another kind, or what `shrink` didn't return.
       ValueError: if the parameters aren't the module's, if Linen's fields don't allow the smaller
         shapes (with the name of the first leaf that doesn't fit), if the smaller module can't be
         called, or if it computes something else.
@@ -82,7 +86,7 @@ def shrink_module(
 
 
 def _framework(module: Any) -> Callable[..., tuple[Callable, Callable]]:
-    """How modules of its framework are resized and called; Flax is loaded only here."""
+    """How modules of its framework are resized and called, which is loaded only here."""
     import flax.linen as nn
     from flax import nnx
 
@@ -90,9 +94,11 @@ def _framework(module: Any) -> Callable[..., tuple[Callable, Callable]]:
         return _nnx
     if isinstance(module, nn.Module):
         return _linen
+    if "equinox" in sys.modules and isinstance(module, sys.modules["equinox"].Module):
+        return _equinox
     raise TypeError(
-        f"`module` must be a module of Flax NNX or Linen, got {checks.described(module)}. Modules "
-        "of Equinox are their own parameters"
+        "`module` must be a module of Flax NNX, Flax Linen or Equinox, got "
+        f"{checks.described(module)}"
     )
 
 
@@ -107,6 +113,19 @@ def _nnx(small: Shrunk, inputs: tuple, kwargs: dict):
         return jax.jit(call)(state, *inputs)
 
     return lambda module, off: attributes.with_values(module, small), outputs
+
+
+def _equinox(small: Shrunk, inputs: tuple, kwargs: dict):
+    import equinox as eqx
+
+    from jaxprune.networks import statics
+
+    def outputs(module):
+        arrays, rest = eqx.partition(module, eqx.is_array)
+        one = lambda *inputs: eqx.combine(arrays, rest)(*inputs, **kwargs)
+        return jax.jit(jax.vmap(one))(*inputs)
+
+    return lambda module, off: statics.with_values(module, small), outputs
 
 
 def _linen(small: Shrunk, inputs: tuple, kwargs: dict):

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 
-import equinox as eqx
 import flax.linen as nn
 import hypothesis
 import hypothesis.strategies as st
@@ -215,8 +214,8 @@ def test_wrong_arguments():
     small = pruned(apply, params, inputs)
     with pytest.raises(TypeError, match="`small` must be what `shrink` returned, got a dict"):
         jp.shrink_module(apply.__self__, small.params, inputs)
-    with pytest.raises(TypeError, match="must be a module of Flax NNX or Linen, got"):
-        jp.shrink_module(eqx.nn.Linear(2, 2, key=jax.random.key(0)), small, inputs)
+    with pytest.raises(TypeError, match="a module of Flax NNX, Flax Linen or Equinox, got a dict"):
+        jp.shrink_module({}, small, inputs)
     with pytest.raises(ValueError, match=r"leaf 'params/layers_0/bias', `module.init` makes .*7"):
         jp.shrink_module(nn.Sequential([nn.Dense(7)]), small, inputs)
     with pytest.raises(ValueError, match=r"differs from `small.apply` by inf"):
