@@ -1,4 +1,6 @@
-"""The Python code of the pages in docs/ runs as it stands, but for fewer steps."""
+"""The Python code of the pages in docs/ runs as it stands, but for fewer steps; and help()."""
+
+import inspect
 
 import jax
 import optax
@@ -6,6 +8,12 @@ import pytest
 
 import jaxprune as jp
 from tests.pages import blocks
+
+
+@pytest.mark.parametrize("name", jp.__all__)
+def test_help_opens_with_a_signature_that_can_be_read(name):
+    """Annotations that aren't evaluated: `chex.ArrayTree` alone would be six classes."""
+    assert len(str(inspect.signature(getattr(jp, name)))) < 450
 
 
 @pytest.mark.usefixtures("relaxed_promotion")

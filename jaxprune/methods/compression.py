@@ -18,6 +18,8 @@ number of kept weights and to weights for given widths. Neither step can trade b
 the choice over both can; here V has both.
 """
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable
 from typing import NamedTuple

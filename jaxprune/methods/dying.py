@@ -7,6 +7,8 @@ gone without any pruning. Whoever claims to have removed filters should know how
 gone anyway.
 """
 
+from __future__ import annotations
+
 import functools
 import math
 from typing import NamedTuple

@@ -7,6 +7,8 @@ pruning takes from its output. At the end a weight is kept if its logit is 0 or 
 goes into the weights: the network is then a plain one.
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 import chex

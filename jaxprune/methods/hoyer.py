@@ -10,6 +10,8 @@ A penalty added before Adam is rescaled by it together with the gradient, as in 
 added after it, and before the learning rate, it is decoupled, like AdamW's weight decay.
 """
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable
 from typing import NamedTuple

@@ -8,6 +8,8 @@ Kernels are read as matrices (inputs, outputs) and tiles as in `patterns`, and t
 groups of m run along the inputs of Flax's layout.
 """
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable
 

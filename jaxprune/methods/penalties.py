@@ -16,6 +16,8 @@ scalars, without a division: XLA then makes it inside the optimizer's update, in
 own.
 """
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable
 

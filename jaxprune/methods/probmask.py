@@ -8,6 +8,8 @@ end a mask is fixed: the exact budget by `top_k_mask`, or the best of several sa
 `best_sampled_mask`. Frozen weights (`optax.set_to_zero`) make it a search for a supermask.
 """
 
+from __future__ import annotations
+
 import functools
 import numbers
 from collections.abc import Callable, Sequence

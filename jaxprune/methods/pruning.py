@@ -4,6 +4,8 @@ What is chosen is said in the same words everywhere: a sparsity or a pattern, th
 largest stay, and the scope among which they are the largest.
 """
 
+from __future__ import annotations
+
 import functools
 
 import chex

@@ -10,6 +10,8 @@ The number of kept weights is constant in each leaf, exactly: what grows is chos
 of so many scores as were kept, with those that stay first.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import NamedTuple
 

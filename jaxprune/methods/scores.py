@@ -4,6 +4,8 @@ A score is a name, a tree of scores, or a function of the parameters and their g
 has a state, which follows every step; the others are made when a mask is chosen.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 

@@ -5,6 +5,8 @@ to learn by, so that of a long-tailed bump stands in for it: a threshold then ri
 would rather lose its weights. What presses thresholds upwards is a term of the user's loss.
 """
 
+from __future__ import annotations
+
 import chex
 import jax
 import jax.numpy as jnp

@@ -6,6 +6,8 @@ softmax runs over, are fixed as well (`silence`), unless the user wants to appro
 one kind make a family.
 """
 
+from __future__ import annotations
+
 import collections
 import functools
 import itertools

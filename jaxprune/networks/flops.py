@@ -5,6 +5,8 @@ transpose, a slice, one layer of a stack, its product with a mask) is still the 
 meets activations in a matrix product or a convolution: these operations are spent on the leaf.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Iterable
 from typing import Any

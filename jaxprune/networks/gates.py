@@ -10,6 +10,8 @@ Design" (DNAL, 2022, arXiv 2103.02126): train the weights, then the gates, cut t
 open, and train the weights that are left.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 import chex

@@ -6,6 +6,8 @@ parameters to norms, from a choice of groups to a mask of the parameters, and to
 the network's cost.
 """
 
+from __future__ import annotations
+
 import functools
 import operator
 from collections.abc import Callable, Iterator, Sequence

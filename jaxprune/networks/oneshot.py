@@ -1,5 +1,7 @@
 """A trained network pruned in one shot: each layer's mask from what the layer sees."""
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -9,6 +9,8 @@ whose earlier layers have been pruned and reconstructed. Only X^T X, X^T X_d and
 are kept of the data. Each output's kept weights solve normal equations of their own.
 """
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -6,6 +6,8 @@ network computed. The function follows the axes of the jaxpr for whatever inputs
 (`coupling`) and computes at the indices that are left (`resizing`).
 """
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple

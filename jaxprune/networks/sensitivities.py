@@ -6,6 +6,8 @@ layer that sums over it, for some inputs. Channels drawn in proportion to it, an
 each output but for a small relative error, with a probability that the number of draws decides.
 """
 
+from __future__ import annotations
+
 import functools
 import itertools
 from collections.abc import Callable, Sequence

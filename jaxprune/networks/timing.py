@@ -5,6 +5,8 @@ difference; it is measured beside all other groups, so times of groups that shar
 quite add up.
 """
 
+from __future__ import annotations
+
 import functools
 import statistics
 import time

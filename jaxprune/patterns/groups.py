@@ -6,6 +6,8 @@ convolution; attention's query, key and value are (inputs, heads, size) and its 
 outputs), known by these names and their three dimensions.
 """
 
+from __future__ import annotations
+
 import functools
 import math
 import numbers

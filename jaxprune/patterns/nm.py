@@ -1,5 +1,7 @@
 """N:M masks: n kept of every m weights along one side of each matrix."""
 
+from __future__ import annotations
+
 import functools
 import math
 from collections.abc import Callable

@@ -5,6 +5,8 @@ be a schedule: then what is out of range inside `jax.jit` is told beside the mas
 made only if it is wanted.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import re
 from collections.abc import Callable

@@ -11,6 +11,8 @@ Rows and columns that are left over when a side doesn't divide by m form groups 
 own, of which at most n (in each row and column) are kept.
 """
 
+from __future__ import annotations
+
 import collections
 import functools
 import numbers

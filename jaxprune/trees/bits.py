@@ -6,6 +6,8 @@ whose shards are likely to divide by 8 and then stay on their devices, and not t
 a TPU would rearrange its tiles. `jnp.packbits` does turn the axis to the end.
 """
 
+from __future__ import annotations
+
 import functools
 import math
 from typing import Any

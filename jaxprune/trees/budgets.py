@@ -5,6 +5,8 @@ cost is: a number for each score, or a product of how many stay here and there, 
 The largest k that the budget allows is found by bisection, with some log2(n) masks.
 """
 
+from __future__ import annotations
+
 import bisect
 from collections.abc import Callable
 from typing import Any

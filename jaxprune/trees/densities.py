@@ -4,6 +4,8 @@ A random mask keeps exactly the asked number of weights in each leaf: those of t
 many random numbers.
 """
 
+from __future__ import annotations
+
 import math
 from typing import Any
 

@@ -5,6 +5,8 @@ A link holds its mask under the paths of the leaves that it updates, whatever st
 links: their masks are merged path by path.
 """
 
+from __future__ import annotations
+
 import functools
 import operator
 from typing import Any

@@ -5,6 +5,8 @@ first; `numpy.packbits` fills up the last byte. What they mean is in the leaf's 
 belong is in the mask (`pack_mask`). All of it happens on the host, where files are written.
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 import chex

@@ -11,6 +11,8 @@ first entry didn't fit is the best set of its cost, so what is missing from the 
 less than that one entry.
 """
 
+from __future__ import annotations
+
 import functools
 from typing import NamedTuple
 

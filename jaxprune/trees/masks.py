@@ -5,6 +5,8 @@ A mask has the structure of the parameters, with a boolean array where a leaf ca
 `jax.tree.map(f, params, mask)` then hands `None` to `f` where a leaf stays dense.
 """
 
+from __future__ import annotations
+
 import itertools
 import math
 import re

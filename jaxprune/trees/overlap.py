@@ -1,5 +1,7 @@
 """Two masks of one tree: what both keep, and what only one of them does."""
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import chex

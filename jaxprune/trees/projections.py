@@ -11,6 +11,8 @@ doesn't depend on how leaves are cut or sharded, and loses nothing at 1e9 weight
 floats: one would be too coarse for a small budget below scores near 1.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -6,6 +6,8 @@ is spent on it, so that one bit is a sign. Bits and step are arrays, so a progra
 all widths and trains at those it chose.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import NamedTuple
 

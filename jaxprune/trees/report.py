@@ -1,5 +1,7 @@
 """What a mask keeps, leaf by leaf; and what went wrong with it."""
 
+from __future__ import annotations
+
 import enum
 from collections.abc import Iterable
 from typing import Any, NamedTuple

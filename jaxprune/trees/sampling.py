@@ -4,6 +4,8 @@ A weight is kept with probability s. The relaxed sample is the binary concrete (
 distribution, through which gradients reach s; the hard sample is a mask. One draw is one key.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from typing import Any

@@ -13,6 +13,8 @@ A cut is two scalars, and what it keeps is known wherever the ranks are. So a ch
 (`regrow`) or of random numbers (`random_mask`) holds no array of a leaf's size beside its mask.
 """
 
+from __future__ import annotations
+
 import functools
 import math
 from collections.abc import Callable

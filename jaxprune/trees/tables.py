@@ -4,6 +4,8 @@ What a leaf costs is spread evenly over its weights, so that a sparse leaf costs
 of it, and whatever it takes to say where the kept weights are.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable
 from typing import Any
 
