@@ -13,6 +13,7 @@ def test_the_sparsity_is_reached_with_finite_weights_by_losses_alone(tmp_path):
     search = Search(epochs=8, batch=64, estimator="vrpge", clip_jointly=False)
     result, network = run_phases(tmp_path, search)
     assert result["kept"] == kept_of(network.mask) == WEIGHTS // 10
+    assert result["problems"] == []
     chex.assert_tree_all_finite(network.weights)
     assert rows(tmp_path)[-1]["sparsity"] == pytest.approx(0.9, abs=0.02)
     before = jax.tree.leaves(initial().weights)
