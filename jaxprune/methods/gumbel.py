@@ -166,7 +166,7 @@ def project_logits(sparsity: optax.ScalarOrSchedule) -> optax.GradientTransforma
             return jnp.where(new == prob, logit, limited.astype(logit.dtype)) - old
 
         updates = jax.tree.map(back, moved, probs, projected, params)
-        return probmask.still_where_nan(updates, moved), state
+        return probmask.nan_where_nan(updates, moved), state
 
     return optax.GradientTransformation(lambda params: probmask.initial_state(), update_fn)
 

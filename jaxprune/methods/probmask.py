@@ -20,12 +20,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxprune.methods.keeping import has_nan, needed
+from jaxprune.methods.keeping import needed
 from jaxprune.trees import checks, masks, projections, sampling
 from jaxprune.trees.report import Problem, noted
 
 _SLACK = 1.001  # of a budget: float32 sums of what the links before have left
 _ROUNDINGS = 4.0  # units in the last place
+_FAR_TOO_MUCH = 1e30  # of a budget; finite, since a function of costs may multiply it by 0
 
 
 def init_probabilities(
@@ -88,9 +89,9 @@ def project_probabilities(
 
     Returns:
       A transformation for the end of a chain over the tree of probabilities alone:
-      `optax.partition` joins it with the weights' optimizer. A probability that would become NaN
-      stays what it was, and counts 0. This is noted for `problems`, as are sparsities out of range,
-      and probabilities that something has moved since the last update.
+      `optax.partition` joins it with the weights' optimizer. A probability that becomes NaN
+      stays NaN, and counts 0 in the budget. The next update notes it for `problems`, and notes
+      probabilities that something else has moved; a sparsity out of range is noted at once.
 
     Raises:
       TypeError: for a sparsity that is neither a number nor a schedule.
@@ -121,7 +122,7 @@ def project_probabilities(
             moved, params, state, sparsity=sparsity, costs=costs, rounding=roundings(params)
         )
         updates = jax.tree.map(jnp.subtract, projected, params)
-        return still_where_nan(updates, moved), state
+        return nan_where_nan(updates, moved), state
 
     return optax.GradientTransformation(init_fn, update_fn)
 
@@ -153,20 +154,19 @@ def projection(
     priced = _priced(moved, costs)
     density, valid = _density(sparsity, state, priced.least)
     projected = priced.projected(moved, density * priced.most)
-    problems = state.problems | noted(Problem.NAN, has_nan(moved)) | noted(Problem.BUDGET, ~valid)
+    # One sum says all: it isn't finite if a probability is NaN or lies outside [0, 1].
+    seen = priced.spent(_marked(before, rounding))
     limit = (_SLACK * state.density + rounding) * priced.most
-    # What stands still where it was NaN is in no budget.
-    ours = (state.count > 0) & (problems & Problem.NAN == 0)
-    beyond = priced.spent(_marked(before, rounding)) > limit
-    problems = problems | noted(Problem.BEYOND, ours & beyond)
+    nan, beyond = jnp.isnan(seen), (state.count > 0) & (seen > limit)
+    problems = state.problems | noted(Problem.NAN, nan) | noted(Problem.BEYOND, beyond)
+    problems = problems | noted(Problem.BUDGET, ~valid)
     count = optax.safe_increment(state.count)
     return projected, ProjectProbabilitiesState(count, jnp.asarray(density, jnp.float32), problems)
 
 
-def still_where_nan(updates: chex.ArrayTree, moved: chex.ArrayTree) -> chex.ArrayTree:
-    """The updates, 0 where the sum with the parameters has become NaN."""
-    still = lambda update, x: jnp.where(jnp.isnan(x), jnp.zeros_like(update), update)
-    return jax.tree.map(still, updates, moved)
+def nan_where_nan(updates: chex.ArrayTree, moved: chex.ArrayTree) -> chex.ArrayTree:
+    """The updates, NaN where the sum with the parameters has become NaN: nothing hides it."""
+    return jax.tree.map(lambda u, x: jnp.where(jnp.isnan(x), x.astype(u.dtype), u), updates, moved)
 
 
 def roundings(tree: chex.ArrayTree) -> float:
@@ -175,9 +175,9 @@ def roundings(tree: chex.ArrayTree) -> float:
 
 
 def _marked(probs: chex.ArrayTree, rounding: float) -> chex.ArrayTree:
-    """Infinity for what lies outside [0, 1]: then one sum finds whether anything is amiss."""
+    """Far too much for what lies outside [0, 1]."""
     stray = lambda p: (p < -rounding) | (p > 1 + rounding)
-    return jax.tree.map(lambda p: jnp.where(stray(p), jnp.full_like(p, jnp.inf), p), probs)
+    return jax.tree.map(lambda p: jnp.where(stray(p), jnp.full_like(p, _FAR_TOO_MUCH), p), probs)
 
 
 def _function(costs: Any) -> Callable[[chex.ArrayTree], Any] | None:

@@ -77,8 +77,8 @@ _TEXTS = {
     Problem.BUDGET: "a schedule gave NaN or a value out of range, and the mask or budget in force "
     "was kept: sparsities lie in [0, 1], fractions too, n of N:M in 0 to m, thresholds at 0 or "
     "above",
-    Problem.NAN: "weights, scores or probabilities were NaN, and the mask or what was NaN was kept "
-    "as it was: find where the training diverged",
+    Problem.NAN: "weights, scores or probabilities were NaN, and the mask in force was kept: find "
+    "where the training diverged",
     Problem.BEYOND: "probabilities weren't within [0, 1] and the budget when the next update "
     "began: put the link last in the chain, and change parameters by its updates alone",
 }
