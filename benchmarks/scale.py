@@ -24,7 +24,7 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
-from benchmarks import scale_cases
+from benchmarks import scale_cases, scale_trees
 from experiments.costs import hlo
 
 TOPOLOGY, MESH = "v5p:8x8x8", (32, 16)
@@ -66,10 +66,10 @@ and give Python numbers); `current_mask` (arrays that are there); `best_sampled_
 
 def compile_case(case: str, variant: str) -> dict:
     """A row: what the compiler made of one case, in this process."""
-    v = scale_cases.VARIANTS[variant]
+    v = scale_trees.VARIANTS[variant]
     devices = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGY).devices
-    mesh = Mesh(np.array(devices).reshape(MESH), scale_cases.AXES, (v.axis_type,) * 2)
-    setting = scale_cases.Setting(v, mesh)
+    mesh = Mesh(np.array(devices).reshape(MESH), scale_trees.AXES, (v.axis_type,) * 2)
+    setting = scale_trees.Setting(v, mesh)
     function, arguments = scale_cases.CASES[case](setting)
     is_step = case.startswith("step")
     options: dict = {"donate_argnums": (0, 1)} if is_step else {}
@@ -176,7 +176,7 @@ def plan(names: list[str]) -> list[tuple[str, str]]:
     """Cases in all their variants: of what others rest on every one, of the others two."""
     pairs = [
         (case, variant)
-        for variant in scale_cases.VARIANTS
+        for variant in scale_trees.VARIANTS
         for case in scale_cases.CASES
         if variant in ("base", "opposite") or case in scale_cases.MECHANISMS
     ]

@@ -1,11 +1,9 @@
 """Every function and link of the library as something to compile, with abstract arguments.
 
 A case takes a `Setting`, the trees of one variant on a mesh, and gives a function with its
-arguments. Leaves are stacked over layers and sharded as language models have them, 10^12 weights in
-all (without any sharding: a model that fits a chip).
+arguments.
 """
 
-import copy
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,128 +11,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import AxisType, Mesh, NamedSharding
 
 import jaxprune as jp
-
-AXES = ("data", "model")
-
-
-class Variant(NamedTuple):
-    """How the tree lies on the mesh, and how the function is compiled."""
-
-    layout: str = "two axes"
-    dtype: Any = jnp.bfloat16
-    axis_type: AxisType = AxisType.Auto
-    out_shardings: bool = False
-
-
-_EXPLICIT = AxisType.Explicit
-VARIANTS = {
-    "base": Variant(),
-    "float32": Variant(dtype=jnp.float32),
-    "Explicit": Variant(axis_type=_EXPLICIT),
-    "output shardings": Variant(out_shardings=True),
-    "inputs": Variant("inputs"),
-    "last axis": Variant("last"),
-    "stacked axis": Variant("stacked"),
-    "stacked and last": Variant("stacked and last"),
-    "no axis": Variant("none"),
-    "no axis, Explicit": Variant("none", axis_type=_EXPLICIT),
-    "opposite": Variant("stacked and last", jnp.float32, _EXPLICIT, out_shardings=True),
-}
-
-
-def leaves(layout: str) -> dict[str, tuple[tuple[int, ...], tuple]]:
-    """Shapes and partitions of a language model's leaves: some 10^12 weights, if sharded."""
-    if layout == "two axes":
-        return {
-            "embedding": ((256_000, 16_384), ("model", "data")),
-            "query": ((128, 16_384, 16_384), (None, "data", "model")),
-            "up": ((128, 16_384, 65_536), (None, "data", "model")),
-            "down": ((128, 65_536, 16_384), (None, "model", "data")),
-            "experts_up": ((80, 64, 4_096, 16_384), (None, "data", None, "model")),
-            "experts_down": ((80, 64, 16_384, 4_096), (None, "model", "data", None)),
-        }
-    shape, partition = {
-        "inputs": ((480, 16_384, 65_536), (None, AXES, None)),
-        "last": ((480, 16_384, 65_536), (None, None, AXES)),
-        "stacked": ((512, 16_384, 65_536), (AXES, None, None)),
-        # As many layers on a chip as groups along them can fill.
-        "stacked and last": ((512, 16_384, 65_536), ("data", None, "model")),
-        "none": ((16, 1024, 4096), ()),
-    }[layout]
-    return {f"kernel_{i}": (shape, partition) for i in range(2)}
-
-
-class Setting:
-    """The abstract trees of a variant on a mesh."""
-
-    def __init__(self, variant: Variant, mesh: Mesh):
-        self.variant, self.mesh = variant, mesh
-        self.kernels = {
-            name: self.array(shape, *partition, dtype=variant.dtype)
-            for name, (shape, partition) in leaves(variant.layout).items()
-        }
-        self.params = self.kernels | {"scale": self.array((128, 16_384), dtype=variant.dtype)}
-        self.kept = self.like(self.kernels, jnp.bool_)
-        self.mask = self.kept | {"scale": None}
-        self.probs = self.like(self.kernels, jnp.float32)
-        self.key = self.array((2,), dtype=jnp.uint32)
-
-    def with_mask(self, mask):
-        """The same trees with another mask."""
-        other = copy.copy(self)
-        other.mask = mask
-        return other
-
-    def array(self, shape, *partition, dtype=jnp.float32):
-        """An abstract array on the mesh."""
-        sharding = NamedSharding(self.mesh, jax.P(*partition))
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-
-    def scalars(self):
-        """One for each kernel."""
-        return jax.tree.map(lambda _: self.array(()), self.kernels)
-
-    def like(self, tree, dtype):
-        """The same shapes and places."""
-        change = lambda x: jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding)
-        return jax.tree.map(change, tree)
-
-    def placed(self, tree):
-        """Abstract arrays, sharded like kernels of their shape or close to it, or replicated."""
-
-        def place(x):
-            for kernel in self.kernels.values():
-                if len(x.shape) == kernel.ndim and all(
-                    size % own == 0 and own >= size / 8
-                    for size, own in zip(kernel.shape, x.shape, strict=True)
-                ):
-                    return kernel.sharding
-            return NamedSharding(self.mesh, jax.P())
-
-        return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place(x)), tree
-        )
-
-    def packed(self):
-        """The mask at a bit a weight, sharded like the mask."""
-        place = lambda x, mask: self.array(x.shape, *mask.sharding.spec, dtype=x.dtype)
-        return jax.tree.map(place, jax.eval_shape(jp.pack_mask, self.mask), self.mask)
-
-    def logits(self, transposable):
-        """Of patterns, sharded like their kernels."""
-        shapes = jax.eval_shape(
-            lambda p: jp.init_pattern_logits(p, 2, 4, transposable=transposable), self.kernels
-        )
-
-        def place(kernel, logit):
-            spec = [*kernel.sharding.spec, *[None] * kernel.ndim][: kernel.ndim]
-            return self.array(logit.shape, None, *spec)
-
-        return jax.tree.map(place, self.kernels, shapes)
-
+from benchmarks.scale_trees import Setting
 
 Case = Callable[[Setting], tuple[Callable, tuple]]  # to a function and its abstract arguments
 
@@ -219,7 +98,11 @@ FUNCTIONS: dict[str, Case] = {
     "pack_mask": lambda s: (jp.pack_mask, (s.mask,)),
     "unpack_mask": lambda s: (jp.unpack_mask, (s.params, s.packed())),
     "top_k_mask": of_kernels(lambda p: jp.top_k_mask(p, sum(x.size for x in p.values()) // 10)),
-    "knapsack_mask": of_kernels(lambda p: jp.knapsack_mask(p, dict.fromkeys(p, 3), 2**42)),
+    "knapsack_mask": of_kernels(
+        lambda p: jp.knapsack_mask(p, {name: 1 + i for i, name in enumerate(p)}, 2**38)
+    ),
+    "compress_to": lambda s: (lambda p: jp.compress_to(p, 2**36), (s.params,)),
+    "quantize_to": lambda s: (lambda p, mask: jp.quantize_to(p, mask, 4), (s.params, s.mask)),
     "top_k_mask, traced k": lambda s: (jp.top_k_mask, (s.kernels, s.array((), dtype=jnp.int32))),
     "nm_mask": of_kernels(lambda p: jp.nm_mask(p, 2, 4)),
     "nm_mask, outputs": of_kernels(lambda p: jp.nm_mask(p, 2, 4, axis="outputs")),
@@ -258,6 +141,12 @@ FUNCTIONS: dict[str, Case] = {
     **of_patterns(transposable=False),
     **of_patterns(transposable=True),
 }
+
+
+def grids(s: Setting):
+    return jax.tree.map(lambda _: jp.Grid(jnp.int32(4), jnp.float32(0.01)), s.kept) | {
+        "scale": None
+    }
 
 
 class Link(NamedTuple):
@@ -310,8 +199,17 @@ LINKS = {
         lambda s: jp.add_penalty(functools.partial(jp.group_lasso, axis="outputs"), 1e-4),
         first=True,
     ),
+    "add_admm of prune_to": Link(
+        lambda s: jp.add_admm(lambda p: jp.prune_to(p, 0.9)[0], 1e-3, every=100), first=True
+    ),
+    "add_admm of compress_to": Link(
+        lambda s: jp.add_admm(lambda p: jp.compress_to(p, 2**36)[0], 1e-3, every=100), first=True
+    ),
+    "keep_quantized": Link(lambda s: jp.keep_quantized(s.mask, grids(s))),
+    "count_dying": Link(lambda s: jp.count_dying(), first=True),
 }
 STRAIGHT = (
+    "keep_quantized",
     "keep_sparse 2:4, every 40",
     "keep_sparse, every 100, scheduled",
     "keep_sparse transposable 2:4",

@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from benchmarks import scale, scale_cases
+from benchmarks import scale, scale_cases, scale_trees
 
 CASES = [
     pytest.param(case, marks=[pytest.mark.slow] * ("gradient" in case or "scheduled" in case))
@@ -15,8 +15,8 @@ CASES = [
 @pytest.mark.parametrize("case", CASES)
 def test_every_function_and_link_is_traced_at_full_size(case):
     """A Python integer of a size that met an array would overflow here."""
-    mesh = jax.make_mesh((4, 2), scale_cases.AXES, axis_types=(jax.sharding.AxisType.Auto,) * 2)
-    setting = scale_cases.Setting(scale_cases.Variant(), mesh)
+    mesh = jax.make_mesh((4, 2), scale_trees.AXES, axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    setting = scale_trees.Setting(scale_trees.Variant(), mesh)
     assert sum(leaf.size for leaf in jax.tree.leaves(setting.kernels)) > 10**12
     function, arguments = scale_cases.CASES[case](setting)
     jax.eval_shape(function, *arguments)
