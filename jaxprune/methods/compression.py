@@ -110,61 +110,69 @@ def _projected(chosen, most_bits: int, place_bits: int, budget: jax.Array):
 @functools.partial(jax.jit, static_argnames=("most_bits", "place_bits"))
 def _project(chosen, budget: jax.Array, *, most_bits: int, place_bits: int):
     leaves, structure = jax.tree.flatten(chosen)
-    widths = _grids_within(leaves, most_bits, place_bits, budget)
-    gains = structure.unflatten(map(quantizing.gain, leaves, widths))
-    costs = structure.unflatten(grid.bits + place_bits for grid in widths)
-    mask = knapsack.knapsack_mask(gains, costs, budget)
-    bits = [grid.bits for grid in widths]
-    found = map(quantizing.fitted, leaves, jax.tree.leaves(mask), bits)
-    return mask, structure.unflatten(found)
+    bits, steps = _widths_within(leaves, most_bits, place_bits, budget)
+    kept = _kept(leaves, Grid(bits, steps), place_bits, budget)
+    found = [quantizing.fitted(*each) for each in zip(leaves, kept, bits, strict=True)]
+    return structure.unflatten(kept), structure.unflatten(found)
 
 
-def _grids_within(leaves, most_bits: int, place_bits: int, budget: jax.Array) -> list[Grid]:
-    """The grid of each leaf in the best choice of widths and thresholds.
+@wide.counts_in_64_bits
+def _kept(leaves, grids: Grid, place_bits: int, budget: jax.Array) -> list[jax.Array]:
+    """The masks of the weights that are worth most for their bits; of grids in arrays (leaves,)."""
+    costs = (grids.bits + place_bits).astype(jnp.uint64)
+    each = Grid(grids.bits[:, None], grids.step[:, None])
+
+    def least_ranks(ratios):
+        values = knapsack.least_values(costs, ratios)
+        gains = jax.lax.bitcast_convert_type(values, jnp.float32)
+        return selection.INFINITY + quantizing.least_magnitude(each, gains)
+
+    ranked = [selection.of_scores(leaf, magnitudes=True) for leaf in leaves]
+    return knapsack.best(ranked, least_ranks, costs, budget)
+
+
+def _widths_within(leaves, most_bits: int, place_bits: int, budget: jax.Array):
+    """The bits and the step of each leaf in the best choice of widths and thresholds.
 
     The choice is made twice: between the largest square and a millionth of it, which gives the
     price of a bit, then around that price.
     """
     bits = jnp.arange(1, most_bits + 1, dtype=jnp.int32)
     powers = jnp.arange(_PRICES, dtype=jnp.float32)
+    largest = [quantizing.largest_magnitude(leaf) for leaf in leaves]
 
-    def chosen(prices):
-        tables = [_table(leaf, bits, prices, place_bits) for leaf in leaves]
+    def choose(price, factors):
+        tables = [
+            _table(leaf, most, bits, price * factors, place_bits)
+            for leaf, most in zip(leaves, largest, strict=True)
+        ]
         gained, sizes, steps = (jnp.stack(each) for each in zip(*tables, strict=True))
-        return steps, multiple_choice.multiple_choice(-gained, sizes, budget)
+        found = multiple_choice.multiple_choice(-gained, sizes, budget)
+        steps = jnp.take_along_axis(steps, found.index[:, None], axis=1)[:, 0]
+        return found.price, (bits[found.index // _PRICES], steps)
 
-    squares = [jnp.max(jnp.square(leaf.astype(jnp.float32)), initial=0) for leaf in leaves]
-    highest = functools.reduce(jnp.maximum, squares)
-    _, coarse = chosen(highest * _COARSELY**powers)
-    steps, fine = chosen(coarse.price * _FINELY ** (powers - _PRICES // 2))
-    steps = jnp.take_along_axis(steps, fine.index[:, None], axis=1)[:, 0]
-    widths = bits[fine.index // _PRICES]
-    return [Grid(width, step) for width, step in zip(widths, steps, strict=True)]
+    factors = jnp.stack([_COARSELY**powers, _FINELY ** (powers - _PRICES // 2)])
+    highest = jnp.square(functools.reduce(jnp.maximum, largest))
+    return jax.tree.map(lambda each: each[-1], jax.lax.scan(choose, highest, factors)[1])
 
 
-def _table(leaf, bits, prices, place_bits: int):
+def _table(leaf, largest, bits, prices, place_bits: int):
     """What a leaf gains, its size and its step, for all widths at all prices of a bit."""
 
     def entry(width, price):
         cost = (width + place_bits).astype(jnp.float32)
-        worth = lambda grid: quantizing.gain(leaf, grid) > price * cost
-        above = jnp.square(leaf.astype(jnp.float32)) > price * cost
-        first = quantizing.reaching(leaf, above, width, quantizing.highest_level(width))
-        grid = quantizing.refined(leaf, worth, first)
-        kept = worth(grid)
-        return (
-            jnp.sum(jnp.where(kept, quantizing.gain(leaf, grid), 0)),
-            cost * _count(kept),
-            grid.step,
-        )
+
+        def worth(grid):
+            least = selection.INFINITY + quantizing.least_magnitude(grid, price * cost)
+            return selection.score_ranks(leaf, magnitudes=True) >= least
+
+        first = quantizing.reaching(largest, width, quantizing.highest_level(width))
+        grid = quantizing.refined(leaf, worth, first, largest)
+        fit = quantizing.fit_of(leaf, worth(grid), grid, largest)
+        return fit.gained(grid.step), cost * fit.count, grid.step
 
     of_width = lambda width: jax.vmap(lambda price: entry(width, price))(prices)
     return [x.ravel() for x in jax.lax.map(of_width, bits)]
-
-
-def _count(kept: jax.Array) -> jax.Array:
-    """float32, of counts along the last axis: ones that are added to 2**24 one by one are lost."""
-    return jnp.sum(jnp.sum(jnp.atleast_1d(kept), axis=-1, dtype=jnp.int32).astype(jnp.float32))
 
 
 class ADMMState(NamedTuple):
@@ -311,21 +319,20 @@ def keep_quantized(mask: chex.ArrayTree, grids: chex.ArrayTree) -> optax.Gradien
         params = needed(params, updates, state.mask)
 
         moved = jax.tree.map(_moved, params, updates)
+        largest = jax.tree.map(
+            lambda x, keep: None if keep is None else quantizing.largest_magnitude(x),
+            moved, state.mask,
+        )  # fmt: skip
         grids = jax.tree.map(
-            lambda x, keep, grid: None if keep is None else quantizing.refit(x, keep, grid),
-            moved,
-            state.mask,
-            state.grids,
-        )
+            lambda x, keep, *of_leaf: None if keep is None else quantizing.refit(x, keep, *of_leaf),
+            moved, state.mask, state.grids, largest,
+        )  # fmt: skip
         rounded = quantizing.on_grids(moved, state.mask, grids)
         updates = jax.tree.map(
             lambda update, param, keep, x: update if keep is None else x - param.astype(x.dtype),
             updates, params, state.mask, rounded,
         )  # fmt: skip
-        nan = keeping.has_nan(
-            jax.tree.map(lambda x, keep: x if masks.is_boolean(keep) else None, moved, state.mask)
-        )
-        problems = state.problems | noted(Problem.NAN, nan)
+        problems = state.problems | noted(Problem.NAN, keeping.has_nan(largest))
         return updates, KeepQuantizedState(state.mask, grids, problems)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -9,11 +9,15 @@ Where the next entry doesn't fit, the search goes on among the leaves whose entr
 what is left, until nothing fits: a round at most for each different cost. What was taken until the
 first entry didn't fit is the best set of its cost, so what is missing from the best value of all is
 less than that one entry.
+
+All that is asked of a leaf is how many of its ranks reach a number. So entries may be worth what
+grows with their rank, such as what a weight is worth rounded, of which no array is ever made.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
@@ -21,9 +25,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune.trees import checks, masks, positions, selection, wide
+from jaxprune.trees.selection import Ranked
 
 _MOST = 2**32 - 1  # that an entry may cost
 _INFINITY = selection.INFINITY
+_NO_RANK = 2 * _INFINITY + 1  # above that of infinity
 _SIGNIFICANT = 24  # bits of a float32
 
 
@@ -103,10 +109,24 @@ def keep_best(values: chex.ArrayTree, costs: list[jax.Array], budget: jax.Array)
     return masks.sharded_alike(_keep_best, values)(values, costs, budget)
 
 
-class _Taken(NamedTuple):
-    """What is kept so far: of each leaf all above a cut, and some of those that equal it."""
+@jax.jit
+def _keep_best(values, costs, budget):
+    leaves, structure = jax.tree.flatten(values)
+    costs = jnp.stack(costs)
 
-    cuts: jax.Array  # uint32, in bits of a ratio
+    def least_ranks(ratios):
+        return _INFINITY + least_values(costs, ratios)
+
+    return structure.unflatten(
+        best([*map(selection.of_scores, leaves)], least_ranks, costs, budget)
+    )
+
+
+class _Taken(NamedTuple):
+    """What is kept so far: of each leaf all ranks from one on, and some of those below it."""
+
+    above: jax.Array  # uint32, the rank from which all are kept
+    cut: jax.Array  # uint32, the rank from which some are: what equals the ratio of the cut
     ties: jax.Array  # uint64, how many entries of the cut's ratio are kept
     partial: jax.Array  # whether that isn't all of them
     kept: jax.Array  # uint64, how many entries are kept in all
@@ -114,54 +134,75 @@ class _Taken(NamedTuple):
     open: jax.Array  # whether a leaf has more, and what is left pays for one
 
 
-@jax.jit
-def _keep_best(values, costs, budget):
-    leaves, structure = jax.tree.flatten(values)
-    costs = jnp.stack(costs)
-    sizes = _reaching(leaves, costs, jnp.zeros((len(leaves), 1), jnp.uint32))[:, 0]
+@wide.counts_in_64_bits
+def best(
+    leaves: list[Ranked],
+    least_ranks: Callable[[jax.Array], jax.Array],
+    costs: jax.Array,
+    budget: jax.Array,
+) -> list[jax.Array]:
+    """The masks of the entries of most value per cost.
+
+    Args:
+      leaves: whose entries are worth more the higher they rank.
+      least_ranks: from the bits of ratios of value and cost, float32 in an array of shape
+        (leaves, ratios), to the ranks in each leaf that reach them.
+      costs: of an entry of each leaf, uint64 (leaves,).
+      budget: uint64.
+    """
+    least_ranks = _none_above_infinity(least_ranks)
+    nothing = jnp.full(len(leaves), _NO_RANK, jnp.uint32)
+    sizes = _reaching(leaves, least_ranks(jnp.zeros((len(leaves), 1), jnp.uint32)))[:, 0]
     taken = _Taken(
-        cuts=jnp.full(len(leaves), _INFINITY + 1, jnp.uint32),
+        above=nothing,
+        cut=nothing,
         ties=jnp.zeros_like(costs),
         partial=jnp.zeros(len(leaves), bool),
         kept=jnp.zeros_like(costs),
         left=budget,
         open=(sizes > 0) & (costs <= budget),
     )
-    more = functools.partial(_take_more, leaves, costs, sizes)
+    more = functools.partial(_take_more, leaves, least_ranks, costs, sizes)
     taken = jax.lax.while_loop(lambda taken: jnp.any(taken.open), more, taken)
 
-    def choose(leaves):
-        limits = _limits(leaves, costs, taken)
+    def choose(operands):
+        again = [leaf._replace(operands=own) for leaf, own in zip(leaves, operands, strict=True)]
         return [
-            _at_least(leaf, cost, cut + 1) | (_equal(leaf, cost, cut) & (place < limit))
-            for leaf, cost, cut, limit, place in zip(
-                leaves, costs, taken.cuts, limits, [positions.exact(x.shape) for x in leaves],
-                strict=True,
+            _kept(leaf, *of_leaf)
+            for leaf, *of_leaf in zip(
+                again, taken.above, taken.cut, taken.ties, taken.partial, strict=True
             )
-        ]  # fmt: skip
+        ]
 
     # As a conditional, which reads its operands from memory, as in `selection`.
-    nothing = lambda leaves: [jnp.zeros_like(leaf, dtype=bool) for leaf in leaves]
-    return structure.unflatten(jax.lax.cond(jnp.any(taken.kept > 0), choose, nothing, leaves))
+    none = lambda operands: [jnp.zeros(leaf.shape, bool) for leaf in leaves]
+    operands = [leaf.operands for leaf in leaves]
+    return jax.lax.cond(jnp.any(taken.kept > 0), choose, none, operands)
 
 
-def _take_more(leaves, costs, sizes, taken: _Taken) -> _Taken:
+def _none_above_infinity(least_ranks):
+    return lambda ratios: jnp.where(ratios > _INFINITY, _NO_RANK, least_ranks(ratios))
+
+
+def _take_more(leaves, least_ranks, costs, sizes, taken: _Taken) -> _Taken:
     """One round: what fits of the open leaves, in order, until one of them has an entry too many.
 
     An open leaf has all entries of its cut, so that what is new in it is what lies below.
     """
 
+    def ranks_of(ratios):
+        return least_ranks(jnp.broadcast_to(jnp.stack(ratios), (len(leaves), len(ratios))))
+
     def new(counts):
         return jnp.where(taken.open[:, None], counts - jnp.minimum(counts, taken.kept[:, None]), 0)
 
     def too_much(candidates):
-        same = jnp.broadcast_to(jnp.stack(candidates), (len(leaves), len(candidates)))
-        counts = new(_reaching(leaves, costs, same))
+        counts = new(_reaching(leaves, ranks_of(candidates)))
         return jnp.sum(costs[:, None] * counts, axis=0) > taken.left
 
-    cut = selection.largest(too_much, (jnp.uint32(0), 30), 16)
-    both = jnp.broadcast_to(jnp.stack([cut + 1, cut]), (len(leaves), 2))
-    above, reached = new(_reaching(leaves, costs, both)).T
+    ratio = selection.largest(too_much, (jnp.uint32(0), 30), 16)
+    ranks = ranks_of([ratio + 1, ratio])
+    above, reached = new(_reaching(leaves, ranks)).T
     left = taken.left - jnp.sum(costs * above)
 
     def fill(left, leaf):
@@ -172,7 +213,8 @@ def _take_more(leaves, costs, sizes, taken: _Taken) -> _Taken:
     left, ties = jax.lax.scan(fill, left, (costs, reached - above))
     kept = taken.kept + above + ties
     return _Taken(
-        cuts=jnp.where(taken.open, cut, taken.cuts),
+        above=jnp.where(taken.open, ranks[:, 0], taken.above),
+        cut=jnp.where(taken.open, ranks[:, 1], taken.cut),
         ties=jnp.where(taken.open, ties, taken.ties),
         partial=jnp.where(taken.open, ties < reached - above, taken.partial),
         kept=kept,
@@ -181,14 +223,18 @@ def _take_more(leaves, costs, sizes, taken: _Taken) -> _Taken:
     )
 
 
-def _threshold(cost: jax.Array, ratio: jax.Array) -> jax.Array:
+def least_values(costs: jax.Array, ratios: jax.Array) -> jax.Array:
     """The bits of the least positive float32 that is at least cost * ratio, of a ratio's bits.
 
     In integers: a float32 is significand * 2**exponent, and its bits are in the order of values.
+
+    Args:
+      costs: uint64 (leaves,).
+      ratios: uint32 (leaves, ratios).
     """
-    exponent = jnp.maximum(ratio >> 23, 1)
-    significand = ratio - ((exponent - 1) << 23)
-    product = cost * significand.astype(jnp.uint64)
+    exponent = jnp.maximum(ratios >> 23, 1)
+    significand = ratios - ((exponent - 1) << 23)
+    product = costs[:, None] * significand.astype(jnp.uint64)
     excess = jnp.maximum(64 - jax.lax.clz(product).astype(jnp.int32) - _SIGNIFICANT, 0)
     shift = excess.astype(jnp.uint64)
     rounded_up = (product + (jnp.uint64(1) << shift) - 1) >> shift
@@ -196,36 +242,28 @@ def _threshold(cost: jax.Array, ratio: jax.Array) -> jax.Array:
     return jnp.clip(bits, 1, _INFINITY).astype(jnp.uint32)
 
 
-def _at_least(leaf, cost, ratio) -> jax.Array:
-    """Which entries of a leaf have at least this value per cost, given as bits; none above inf."""
-    reached = selection.score_ranks(leaf) >= _INFINITY + _threshold(cost, ratio)
-    return reached & (ratio <= _INFINITY)
+def _reaching(leaves: list[Ranked], ranks: jax.Array) -> jax.Array:
+    """How many entries of each leaf reach each of its ranks: uint64 (leaves, ranks)."""
+
+    def reached(leaf, limits):
+        found, limits = leaf.read_again(limits)
+        return [found >= limit for limit in limits]
+
+    return wide.exact_sums([reached(*both) for both in zip(leaves, ranks, strict=True)])
 
 
-def _equal(leaf, cost, ratio) -> jax.Array:
-    return _at_least(leaf, cost, ratio) & ~_at_least(leaf, cost, ratio + 1)
+def _kept(leaf: Ranked, above, cut, ties, partial) -> jax.Array:
+    """The mask of what is taken of a leaf: of ties, those in front."""
 
+    def tied(*operands):
+        ranks = leaf.ranks(*operands[:-2])
+        return ((ranks < operands[-2]) & (ranks >= operands[-1])).astype(jnp.uint32)
 
-def _reaching(leaves, costs, ratios) -> jax.Array:
-    """How many entries of each leaf reach each of its ratios: uint64 (leaves, ratios)."""
-    # Read again: else XLA would keep ranks of all leaves in memory.
-    leaves, ratios = jax.lax.optimization_barrier((leaves, ratios))
-    rows = [
-        [_at_least(leaf, cost, ratio) for ratio in own]
-        for leaf, cost, own in zip(leaves, costs, ratios, strict=True)
-    ]
-    return wide.exact_sums(rows)
-
-
-def _limits(leaves, costs, taken: _Taken) -> list[jax.Array]:
-    """For each leaf the position before which entries of the cut's ratio are kept."""
-
-    def limit(leaf, cost, cut, ties, partial):
-        dtype = positions.exact_dtype(leaf.shape)
-        tied = lambda *operands: _equal(*operands).astype(jnp.uint32)
-        ranked = selection.Ranked((leaf, cost, cut), tied)
-        inside = selection.nth_tie([ranked], jnp.uint32(1), jnp.where(partial, 0, 1), ties)
-        return jnp.where(partial, inside.astype(dtype), jnp.array(jnp.iinfo(dtype).max, dtype))
-
-    of_leaves = zip(leaves, costs, taken.cuts, taken.ties, taken.partial, strict=True)
-    return [limit(*of_leaf) for of_leaf in of_leaves]
+    among = Ranked((*leaf.operands, above, cut), tied)
+    inside = selection.nth_tie([among], jnp.uint32(1), jnp.where(partial, 0, 1), ties)
+    everything = jnp.array(jnp.iinfo(inside.dtype).max, inside.dtype)
+    limit = jnp.where(partial, inside, everything)
+    ranks, (above, cut, limit) = leaf.read_again((above, cut, limit))
+    place = positions.exact(leaf.shape)
+    before = place < selection.saturated(limit, place.dtype)
+    return (ranks >= above) | ((ranks >= cut) & before)

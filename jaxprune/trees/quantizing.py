@@ -4,6 +4,10 @@ A grid has the values :math:`(k + \tfrac12) \Delta` with whole k from :math:`-2^
 :math:`2^{b-1} - 1`. Zero isn't among them: what is zero is said by the mask, and none of the codes
 is spent on it, so that one bit is a sign. Bits and step are arrays, so a program of one shape tries
 all widths and trains at those it chose.
+
+A step is fitted by least squares over a leaf. The sums are added up as integers (weights in units
+of a part of the largest), so that they are the same bits on any number of devices and lose nothing
+in leaves of any size.
 """
 
 from __future__ import annotations
@@ -15,11 +19,13 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxprune.trees import checks, masks
+from jaxprune.trees import checks, masks, wide
 
 MOST_BITS = 8
 _REFITS = 4
 _STARTS = 16  # levels on which the largest weight may lie
+_PRECISION = 24  # bits of a weight in the sums, as many as a float32 has
+_LEVELS = 8  # bits of a level in halves of a step
 
 
 class Grid(NamedTuple):
@@ -141,23 +147,88 @@ def gain(x: jax.Array, grid: Grid) -> jax.Array:
     return q * (2 * x.astype(jnp.float32) - q)
 
 
-def refit(x: jax.Array, kept: jax.Array, grid: Grid) -> Grid:
+def least_magnitude(grid: Grid, least_gain: jax.Array) -> jax.Array:
+    """The least magnitude that is worth this much when it is kept and rounded, as a float32's bits.
+
+    The gain never falls from one magnitude to the next, so the answer is found bit by bit. What no
+    magnitude reaches is above infinity. Grids and gains may be arrays, of shapes that broadcast.
+    """
+
+    def fix_bit(i, below):
+        candidate = below | (jnp.uint32(1) << (30 - i).astype(jnp.uint32))
+        worth = gain(jax.lax.bitcast_convert_type(candidate, jnp.float32), grid)
+        return jnp.where(worth >= least_gain, below, candidate)
+
+    nothing = jnp.zeros(jnp.shape(least_gain), jnp.uint32)
+    return jax.lax.fori_loop(jnp.int32(0), jnp.int32(31), fix_bit, nothing) + 1
+
+
+class Fit(NamedTuple):
+    """How kept weights lie on a grid: sums over them, float32 scalars.
+
+    `squares` of their levels, `products` of levels and weights, and their `count`.
+    """
+
+    squares: jax.Array
+    products: jax.Array
+    count: jax.Array
+
+    def step(self, otherwise: jax.Array) -> jax.Array:
+        """Of least squared error at these levels."""
+        best = self.products / jnp.where(self.squares > 0, self.squares, 1)
+        return jnp.where((best > 0) & jnp.isfinite(best), best, otherwise)
+
+    def gained(self, step: jax.Array) -> jax.Array:
+        """The sum of all `gain`s."""
+        return step * (2 * self.products - step * self.squares)
+
+
+def fit_of(x: jax.Array, kept: jax.Array, grid: Grid, largest: jax.Array) -> Fit:
+    """How the kept weights lie, of which none is larger than `largest`."""
+    scale, unit = _units(largest, min(_PRECISION, 64 - _LEVELS - x.size.bit_length()))
+    # By a power of two, and so exact: the same however XLA fuses it.
+    whole = jnp.floor(jnp.abs(x.astype(jnp.float32)) * scale + 0.5).astype(jnp.uint32)
+    level = jnp.abs(2 * codes(x, grid) + 1).astype(jnp.uint32)
+    squares, products, count = _sums(kept, level, whole)
+    return Fit(squares / 4, products * unit / 2, count)
+
+
+def _units(largest: jax.Array, bits: int) -> tuple[jax.Array, jax.Array]:
+    """The power of two that takes magnitudes to integers of so many bits, and its inverse."""
+    exponent = jax.lax.bitcast_convert_type(largest, jnp.uint32) >> 23
+    exponent = jnp.clip(exponent, bits, 254)
+    power = lambda field: jax.lax.bitcast_convert_type(field << 23, jnp.float32)
+    return power(253 + bits - exponent), power(exponent + 1 - bits)
+
+
+@wide.counts_in_64_bits
+def _sums(kept, level, whole) -> list[jax.Array]:
+    of_kept = lambda values: jnp.where(kept, values, jnp.uint32(0))
+    sums = wide.exact_sums([[of_kept(level * level), of_kept(level * whole), kept]])[0]
+    return [*sums.astype(jnp.float32)]
+
+
+def refit(x: jax.Array, kept: jax.Array, grid: Grid, largest: jax.Array) -> Grid:
     """The grid with the step of least squared error for the codes that kept weights have now."""
-    level = jnp.where(kept, codes(x, grid) + 0.5, 0)
-    squares = jnp.sum(level * level)
-    best = jnp.sum(level * x.astype(jnp.float32)) / jnp.where(squares > 0, squares, 1)
-    return grid._replace(step=jnp.where(best > 0, best, grid.step))
+    return grid._replace(step=fit_of(x, kept, grid, largest).step(grid.step))
 
 
-def refined(x: jax.Array, kept: Callable[[Grid], jax.Array], grid: Grid) -> Grid:
+def refined(
+    x: jax.Array, kept: Callable[[Grid], jax.Array], grid: Grid, largest: jax.Array
+) -> Grid:
     """The grid after some refits, of what is kept with each."""
-    return jax.lax.fori_loop(0, _REFITS, lambda _, own: refit(x, kept(own), own), grid)
+    again = lambda _, own: refit(x, kept(own), own, largest)
+    return jax.lax.fori_loop(0, _REFITS, again, grid)
 
 
-def reaching(x: jax.Array, kept: jax.Array, bits: jax.Array, level: jax.Array) -> Grid:
-    """The grid on which the largest kept weight lies at this level, a half or more."""
-    largest = jnp.max(jnp.where(kept, jnp.abs(x.astype(jnp.float32)), 0), initial=0)
+def reaching(largest: jax.Array, bits: jax.Array, level: jax.Array) -> Grid:
+    """The grid on which the largest weight lies at this level, a half or more."""
     return Grid(bits, jnp.where(largest > 0, largest / level, 1))
+
+
+def largest_magnitude(x: jax.Array) -> jax.Array:
+    """Of a leaf, float32; NaN if one is."""
+    return jnp.max(jnp.abs(x.astype(jnp.float32)), initial=0)
 
 
 def highest_level(bits: jax.Array) -> jax.Array:
@@ -172,13 +243,14 @@ def fitted(x: jax.Array, kept: jax.Array, bits: jax.Array) -> Grid:
     They put the largest weight on one level or another, of the grid, so that what lies on a grid of
     up to 4 bits is found to lie there, or above it, so that large weights are clipped.
     """
+    largest = largest_magnitude(jnp.where(kept, x, 0))
     highest = highest_level(bits)
     apart = jnp.maximum(2 * (highest + 0.5) / _STARTS, 0.5)
 
     def from_start(i):
         level = jnp.maximum(highest - apart * i, 0.5)
-        grid = refined(x, lambda _: kept, reaching(x, kept, bits, level))
-        return jnp.sum(jnp.where(kept, gain(x, grid), 0)), grid.step
+        grid = refined(x, lambda _: kept, reaching(largest, bits, level), largest)
+        return fit_of(x, kept, grid, largest).gained(grid.step), grid.step
 
     gains, steps = jax.lax.map(from_start, jnp.arange(_STARTS, dtype=jnp.float32) - _STARTS // 2)
     return Grid(bits, steps[jnp.argmax(gains)])

@@ -269,7 +269,7 @@ def nth_tie(leaves: list[Ranked], cut, chosen, wanted) -> jax.Array:
         ranks, candidates = leaf.read_again(candidates)
         position = positions.exact(leaf.shape)
         tied = ranks == cut
-        kept = [tied & (position < _saturated(c, position.dtype)) for c in candidates]
+        kept = [tied & (position < saturated(c, position.dtype)) for c in candidates]
         return wide.exact_sums([kept])[0]
 
     def at_most_wanted(candidates):
@@ -285,6 +285,6 @@ def nth_tie(leaves: list[Ranked], cut, chosen, wanted) -> jax.Array:
     return largest(at_most_wanted, (jnp.uint64(0), _DIGIT * (digits - 1)), needed)
 
 
-def _saturated(x: jax.Array, dtype) -> jax.Array:
+def saturated(x: jax.Array, dtype) -> jax.Array:
     """A uint64 in a dtype that may be narrower; what is too large becomes its largest."""
     return jnp.minimum(x, jnp.uint64(jnp.iinfo(dtype).max)).astype(dtype)
