@@ -1,15 +1,17 @@
 """What the compiler for 512 TPU chips makes of every function and link, at 10^12 weights.
 
-    python -m benchmarks.scale                   # everything, into benchmarks/results/
-    python -m benchmarks.scale top_k "step, "    # only cases with one of these in their names
+    python -m benchmarks.scale                   # what has no row yet, into benchmarks/results/
+    python -m benchmarks.scale top_k "step, "    # anew, cases with one of these in their names
 
 libtpu compiles ahead of time for chips that it only has described, so this takes `jax[tpu]` and no
-TPU. Each case is compiled in a process of its own. Rows are kept in `--rows` as they come, where an
-interrupted run goes on: remove the file when the code has changed.
+TPU. Each case is compiled in a process of its own. Rows are kept in `--rows` as they come, with the
+commit they were compiled at; the page is written from them. An interrupted run of named cases goes
+on if nothing was committed since.
 """
 
 import argparse
 import concurrent.futures
+import functools
 import importlib.metadata
 import json
 import math
@@ -31,6 +33,7 @@ TOPOLOGY, MESH = "v5p:8x8x8", (32, 16)
 TENTH, SMALL = 0.1, 2**16
 RESULTS = Path(__file__).parent / "results" / "scale-512-chips.md"
 TIMEOUT = 1800  # seconds
+COMMIT = ["git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=7"]
 
 HEAD = """\
 # 512 chips, 10^12 weights
@@ -46,21 +49,35 @@ output shardings; `no axis` are leaves of 67 million weights on every chip.
   beyond what the same step with Adam alone takes, as a fraction of the parameters.
 - **array**: the largest in memory on a chip, in entries, relative to the largest shard of a leaf.
 - **collective**: the largest, in bytes on a chip.
+- **commit**: the code that was compiled; up to 21f1c21 the commit that recorded the row, compiled
+  on the day before it at most.
 
 Bounds: temporary {tenth} (transposable masks: 1), array 1, collective {small} bytes.
 {passed} of {rows} rows hold them.
 
-| case | variant | temporary, MB | of the share | array | collective | compile s | holds |
-|---|---|---|---|---|---|---|---|
+| case | variant | temporary, MB | of the share | array | collective | compile s | holds | commit |
+|---|---|---|---|---|---|---|---|---|
 """
 FOOT = """
+**What doesn't hold.** The first logits of learned patterns, once, at the start of training: experts
+of 4,096 inputs have 1,024 groups along them, of which a 512th is too little to be taken in place,
+and a group's 90 transposable patterns are more than a tenth even of a piece. Transposable masks
+where the layers are sharded over all chips, or could be for all that is known on a mesh with Auto
+axes (512 layers, 512 chips): pieces are then an eighth of a leaf. The norms of 65,536 channels, of
+`channel_norms`, are one vector on every chip, 256 KB.
+
+**Seconds** were measured beside other work on two cores and say little.
+
 Not in the table: `count`, `layers`, `table`, `overlaps` (they run what `sparsity` of a mask runs,
 and give Python numbers); `current_mask` (arrays that are there); `best_sampled_mask`
-(`bernoulli_mask`, then the user's score); `problems`, `cubic_sparsity`, `annealed_temperature`,
-`mask_count`, `smallest_n` (no arrays of a leaf's size); `pack_24`, `unpack_24`, `prune_layers` and
-`reconstruct` (one kernel at a time; these two run the user's model);
-`channel_cost`, `budget_mask` (numbers of groups); `channel_groups`, `leaf_flops` (look at shapes);
-`shrink`, `shrink_module` and `channel_times` (they run the user's model).
+(`bernoulli_mask`, then the user's score); `problems`, `cubic_sparsity`, `alternating_sparsity`,
+`ramped_threshold`, `annealed_temperature`, `mask_count`, `smallest_n`, `multiple_choice` (no arrays
+of a leaf's size); `erk_sparsities`, `inner_layers`, `channel_groups`, `leaf_flops` (look at
+shapes); `channel_cost`, `budget_mask`, `init_gates`, `apply_gates` (numbers of groups, and scales
+of norms); `pack_24`, `unpack_24`, `prune_layers`, `reconstruct` (one kernel at a time);
+`pack_quantized`, `unpack_quantized` (files, on the host). The user's model runs in `prune_layers`,
+`reconstruct`, `grasp_scores`, `channel_sensitivities`, `prune_channels`, `shrink`, `shrink_module`
+and `channel_times`.
 """
 
 
@@ -102,8 +119,9 @@ def _bytes(tree) -> int:
     return sum(_entries(leaf) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def in_own_process(case: str, variant: str) -> dict:
+def in_own_process(commit: str, pair: tuple[str, str]) -> dict:
     """The same row, or one with an error, from a process whose memory ends with it."""
+    case, variant = pair
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         # There is no TPU host to ask about, and no TPU that two processes could want.
@@ -112,7 +130,7 @@ def in_own_process(case: str, variant: str) -> dict:
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",
     }
     command = [sys.executable, "-m", "benchmarks.scale", "--compile", case, variant]
-    row = {"case": case, "variant": variant}
+    row = {"case": case, "variant": variant, "commit": commit}
     try:
         process = subprocess.run(
             command, env=environment, capture_output=True, text=True, timeout=TIMEOUT
@@ -120,7 +138,7 @@ def in_own_process(case: str, variant: str) -> dict:
     except subprocess.TimeoutExpired:
         return row | {"error": f"not compiled in {TIMEOUT} s"}
     if process.returncode == 0:
-        return json.loads(process.stdout.splitlines()[-1])
+        return row | json.loads(process.stdout.splitlines()[-1])
     errors = [line for line in process.stderr.splitlines() if "Error" in line or "hbm" in line]
     return row | {"error": " ".join(errors[:2])[:200]}
 
@@ -163,12 +181,12 @@ def table(rows: list[dict]) -> str:
 def _line(row: dict) -> str:
     start = f"| {row['case']} | {row['variant']} |"
     if "error" in row:
-        return f"{start} | | | {row['error'].replace('|', '/')} | | no |"
+        return f"{start} | | | {row['error'].replace('|', '/')} | | no | {row['commit']} |"
     name, size = row["moved"]
     moved = f"{name} {size:,}" if name else "none"
     return (
         f"{start} {row['temporary'] / 1e6:,.1f} | {row['part']:.4f} | {row['array']:.3g} "
-        f"| {moved} | {row['seconds']} | {'yes' if row['holds'] else '**no**'} |"
+        f"| {moved} | {row['seconds']} | {'yes' if row['holds'] else '**no**'} | {row['commit']} |"
     )
 
 
@@ -183,30 +201,46 @@ def plan(names: list[str]) -> list[tuple[str, str]]:
     return [pair for pair in pairs if not names or any(name in pair[0] for name in names)]
 
 
+def missing(rows: list[dict], names: list[str], commit: str) -> list[tuple[str, str]]:
+    """What has no row; of cases that are named, none of this commit."""
+    done = {_pair(row) for row in rows if not names or row["commit"] == commit}
+    return [pair for pair in plan(names) if pair not in done]
+
+
+def latest(rows: list[dict]) -> list[dict]:
+    """The last row of each pair that is still in the plan, in its order."""
+    last = {_pair(row): row for row in rows}
+    return [last[pair] for pair in plan([]) if pair in last]
+
+
+def _pair(row: dict) -> tuple[str, str]:
+    return row["case"], row["variant"]
+
+
 def main() -> None:
-    """Compiles what has no row yet, and writes the table of all rows."""
+    """Compiles, and writes the table of all rows."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*")
     parser.add_argument("--compile", nargs=2, metavar=("CASE", "VARIANT"))
-    parser.add_argument("--rows", type=Path, default=Path("dist/scale-512-chips.jsonl"))
+    parser.add_argument("--rows", type=Path, default=RESULTS.with_suffix(".jsonl"))
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
     if args.compile:
         print(json.dumps(compile_case(*args.compile)))
         return
-    args.rows.parent.mkdir(exist_ok=True, parents=True)
     args.rows.touch()
     rows = list(map(json.loads, args.rows.read_text().splitlines()))
-    done = {(row["case"], row["variant"]) for row in rows}
-    missing = [pair for pair in plan(args.names) if pair not in done]
+    commit = subprocess.check_output(COMMIT, text=True).strip()
+    compiled = functools.partial(in_own_process, commit)
+    wanted = missing(rows, args.names, commit)
     with concurrent.futures.ThreadPoolExecutor(args.workers) as pool, args.rows.open("a") as file:
-        for row in pool.map(lambda pair: in_own_process(*pair), missing):
+        for row in pool.map(compiled, wanted):
             print(json.dumps(row), file=file, flush=True)
             print(_line(judged([*rows, row])[-1]), flush=True)
             rows.append(row)
-    order = {pair: i for i, pair in enumerate(plan([]))}
-    rows = [row for row in rows if (row["case"], row["variant"]) in order]
-    RESULTS.write_text(table(sorted(rows, key=lambda row: order[row["case"], row["variant"]])))
+    rows = latest(rows)
+    args.rows.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    RESULTS.write_text(table(rows))
 
 
 if __name__ == "__main__":

@@ -68,6 +68,10 @@ def relaxed(key, probs, random_bits):
     return jp.relaxed_bernoulli(key, probs, 0.5, random_bits=random_bits)
 
 
+def total_above(thresholds, params):
+    return sum(map(jnp.sum, jax.tree.leaves(jp.above_thresholds(params, thresholds))))
+
+
 def threshold_groups(params):
     return jp.threshold_mask(params, jp.trimming_point, axis=("inputs", "outputs"))
 
@@ -130,6 +134,10 @@ FUNCTIONS: dict[str, Case] = {
     **{name: of_kernels(function) for name, function in PENALTIES.items()},
     "threshold_mask": lambda s: (lambda p: jp.threshold_mask(p, jp.trimming_point), (s.params,)),
     "threshold_mask, groups": lambda s: (threshold_groups, (s.params,)),
+    "init_thresholds": of_kernels(jp.init_thresholds),
+    "above_thresholds": lambda s: (jp.above_thresholds, (s.kernels, s.thresholds())),
+    "above_thresholds, gradient": lambda s: (jax.grad(total_above), (s.thresholds(), s.kernels)),
+    "reset_thresholds": lambda s: (jp.reset_thresholds, (s.kernels, s.thresholds())),
     "transposable_nm_mask": transposable(2, 4),
     "transposable_nm_mask, 4:8": transposable(4, 8),
     "transposable_nm_mask, greedy": transposable(4, 8, "greedy"),

@@ -120,6 +120,16 @@ class Setting:
         place = lambda x, mask: self.array(x.shape, *mask.sharding.spec, dtype=x.dtype)
         return jax.tree.map(place, jax.eval_shape(jp.pack_mask, self.mask), self.mask)
 
+    def thresholds(self):
+        """One for each output, sharded like the outputs."""
+
+        def place(kernel, own):
+            spec = [*kernel.sharding.spec, *[None] * kernel.ndim][: kernel.ndim]
+            pairs = zip(spec, own.shape, strict=True)
+            return self.array(own.shape, *(axis if size > 1 else None for axis, size in pairs))
+
+        return jax.tree.map(place, self.kernels, jax.eval_shape(jp.init_thresholds, self.kernels))
+
     def logits(self, transposable):
         """Of patterns, sharded like their kernels."""
         shapes = jax.eval_shape(

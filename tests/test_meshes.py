@@ -79,6 +79,16 @@ def regrown(params):
         return step(tx, params, state, jax.tree.map(jnp.sin, params))
 
 
+def quantized(params):
+    mask = positive(params)
+    grids = jax.tree.map(lambda _: jp.Grid(jnp.int32(3), jnp.float32(0.7)), mask)
+    return one_update(jp.straight_through(optax.identity(), jp.keep_quantized(mask, grids)))(params)
+
+
+def pruned_to_a_quarter(params):
+    return jp.prune_to(params, 0.75)[0]
+
+
 KEY = jax.random.key(0)
 SUM = math.prod(SHAPE)
 FUNCTIONS = {
@@ -101,6 +111,12 @@ FUNCTIONS = {
     "init_probabilities": jp.init_probabilities,
     "random_mask": lambda x: jp.random_mask(KEY, x, 0.75),
     "regrow": regrown,
+    "knapsack_mask": lambda x: jp.knapsack_mask(x, {"a": 3, "b": 5, "experts": 2}, 123_456),
+    "compress_to": lambda x: jp.compress_to(x, 23_456, most_bits=3),
+    "quantize_to": lambda x: jp.quantize_to(x, positive(x), 3),
+    "keep_quantized": quantized,
+    "add_admm": one_update(jp.add_admm(pruned_to_a_quarter, 0.5, every=2)),
+    "count_dying": one_update(jp.count_dying(0.5, where=lambda path, leaf: True)),
     "pack_mask": lambda x: jp.pack_mask(positive(x)),
     "unpack_mask": lambda x: jp.unpack_mask(x, jp.pack_mask(positive(x))),
     "keep_sparse": one_update(jp.keep_sparse(0.75)),

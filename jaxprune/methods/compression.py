@@ -158,21 +158,24 @@ def _widths_within(leaves, most_bits: int, place_bits: int, budget: jax.Array):
 
 def _table(leaf, largest, bits, prices, place_bits: int):
     """What a leaf gains, its size and its step, for all widths at all prices of a bit."""
+    ranked = selection.of_scores(leaf, magnitudes=True)
 
-    def entry(width, price):
+    def entry(both):
+        width, price = both
         cost = (width + place_bits).astype(jnp.float32)
 
         def worth(grid):
             least = selection.INFINITY + quantizing.least_magnitude(grid, price * cost)
-            return selection.score_ranks(leaf, magnitudes=True) >= least
+            ranks, least = ranked.read_again(least)
+            return ranks >= least
 
         first = quantizing.reaching(largest, width, quantizing.highest_level(width))
         grid = quantizing.refined(leaf, worth, first, largest)
         fit = quantizing.fit_of(leaf, worth(grid), grid, largest)
         return fit.gained(grid.step), cost * fit.count, grid.step
 
-    of_width = lambda width: jax.vmap(lambda price: entry(width, price))(prices)
-    return [x.ravel() for x in jax.lax.map(of_width, bits)]
+    pairs = jnp.repeat(bits, prices.size), jnp.tile(prices, bits.size)
+    return jax.lax.map(entry, pairs)
 
 
 class ADMMState(NamedTuple):

@@ -186,11 +186,14 @@ class Fit(NamedTuple):
 def fit_of(x: jax.Array, kept: jax.Array, grid: Grid, largest: jax.Array) -> Fit:
     """How the kept weights lie, of which none is larger than `largest`."""
     scale, unit = _units(largest, min(_PRECISION, 64 - _LEVELS - x.size.bit_length()))
+    level = lambda grid: _integers(jnp.abs(2 * codes(x, grid) + 1))
+    squares = _sum(kept, jnp.square(level(grid)))
+    # By what XLA takes for other numbers: else it would keep levels and magnitudes in memory.
+    grid, scale, squares = jax.lax.optimization_barrier((grid, scale, squares))
     # By a power of two, and so exact: the same however XLA fuses it.
-    whole = jnp.floor(jnp.abs(x.astype(jnp.float32)) * scale + 0.5).astype(jnp.uint32)
-    level = jnp.abs(2 * codes(x, grid) + 1).astype(jnp.uint32)
-    squares, products, count = _sums(kept, level, whole)
-    return Fit(squares / 4, products * unit / 2, count)
+    whole = _integers(jnp.abs(x.astype(jnp.float32) * scale) + 0.5)
+    products = _sum(kept, level(grid) * whole)
+    return Fit(squares / 4, products * unit / 2, _sum(kept, jnp.uint32(1)))
 
 
 def _units(largest: jax.Array, bits: int) -> tuple[jax.Array, jax.Array]:
@@ -201,11 +204,14 @@ def _units(largest: jax.Array, bits: int) -> tuple[jax.Array, jax.Array]:
     return power(253 + bits - exponent), power(exponent + 1 - bits)
 
 
+def _integers(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.int32).astype(jnp.uint32)  # in this way TPUs convert while they add
+
+
 @wide.counts_in_64_bits
-def _sums(kept, level, whole) -> list[jax.Array]:
-    of_kept = lambda values: jnp.where(kept, values, jnp.uint32(0))
-    sums = wide.exact_sums([[of_kept(level * level), of_kept(level * whole), kept]])[0]
-    return [*sums.astype(jnp.float32)]
+def _sum(kept, values) -> jax.Array:
+    of_kept = jnp.where(kept, values, jnp.uint32(0))
+    return wide.exact_sums([[of_kept]])[0, 0].astype(jnp.float32)
 
 
 def refit(x: jax.Array, kept: jax.Array, grid: Grid, largest: jax.Array) -> Grid:
