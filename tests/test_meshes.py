@@ -135,7 +135,11 @@ FUNCTIONS = {
         jp.straight_through(optax.identity(), jp.keep_sparse(jp.NM(2, 4, transposable=True)))
     ),
 }
-SLOW = ("transposable_nm_mask, 4:8", "straight_through of keep_sparse transposable")
+SLOW = (
+    "compress_to",  # fast at another size, in tests/methods/test_compression.py
+    "transposable_nm_mask, 4:8",
+    "straight_through of keep_sparse transposable",
+)
 # XLA's CPU compiler may round logistic functions and logarithms otherwise at a shard's end.
 ROUNDED = ("relaxed_bernoulli",)
 # float32 and ties, two ways to lie and two kinds of mesh are in the fast tests.

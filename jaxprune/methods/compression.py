@@ -239,17 +239,22 @@ def add_admm(
         return ADMMState(jnp.int32(0), zeros, jax.tree.map(jnp.copy, zeros))
 
     def update_fn(updates, state, params=None):
-        weights = _wide(needed(params, updates), where)
+        params = needed(params, updates)
         rho = strength(state.count) if callable(strength) else strength
 
+        def free():
+            weights = _wide(params, where)  # here, or else each step would write them to memory
+            return jax.tree.map(lambda w, y: w + y / jnp.asarray(rho, w.dtype), weights, state.dual)
+
         def renewed():
-            free = jax.tree.map(lambda w, y: w + y / jnp.asarray(rho, w.dtype), weights, state.dual)
-            target = projection(free)
-            dual = jax.tree.map(lambda z, v: jnp.asarray(rho, z.dtype) * (z - v), free, target)
-            return target, dual
+            projected = projection(start)
+            scaled = lambda z, v: jnp.asarray(rho, z.dtype) * (z - v)
+            return projected, jax.tree.map(scaled, start, projected)
 
         due = state.count % every == 0
-        target, dual = jax.lax.cond(due, renewed, lambda: (state.target, state.dual))
+        # Two branches: what is projected takes the place of the last target, and is no third copy.
+        start = jax.lax.cond(due, free, lambda: state.target)
+        target, dual = jax.lax.cond(due, renewed, lambda: (start, state.dual))
 
         def add(update, weight, v, y):
             if weight is None:
@@ -257,7 +262,7 @@ def add_admm(
             pull = y + jnp.asarray(rho, weight.dtype) * (weight - v)
             return (update.astype(weight.dtype) + pull).astype(update.dtype)
 
-        updates = jax.tree.map(add, updates, weights, target, dual)
+        updates = jax.tree.map(add, updates, _wide(params, where), target, dual)
         return updates, ADMMState(optax.safe_increment(state.count), target, dual)
 
     return optax.GradientTransformation(init_fn, update_fn)
