@@ -53,7 +53,9 @@ def test_rows_are_judged_against_the_bounds():
         "c": (0, {"array": 1.01}),
         "d": (0, {"moved": ["all-gather", 2**17]}),
         "transposable_nm_mask": (99, {}),
+        "step, keep_sparse transposable 2:4": (199, {}),
+        "pattern_mask, transposable": (99, {}),
     }
     rows = [row | {"case": case, "temporary": t} | more for case, (t, more) in cases.items()]
     verdicts = [row["holds"] for row in scale.judged(rows)]
-    assert verdicts == [True, True, False, False, False, True]
+    assert verdicts == [True, True, False, False, False, True, True, False]
