@@ -64,7 +64,7 @@ def compress_to(
 
     Returns:
       The compressed parameters, the mask, and a tree like them of a `Grid` for each leaf that can
-      be pruned, `None` for others. Works inside `jax.jit`.
+      be pruned, `None` for others. Works inside `jax.jit`; the same bits on any mesh.
 
     Raises:
       TypeError: for numbers that aren't whole.

@@ -150,8 +150,8 @@ def gain(x: jax.Array, grid: Grid) -> jax.Array:
 def least_magnitude(grid: Grid, least_gain: jax.Array) -> jax.Array:
     """The least magnitude that is worth this much when it is kept and rounded, as a float32's bits.
 
-    The gain never falls from one magnitude to the next, so the answer is found bit by bit. What no
-    magnitude reaches is above infinity. Grids and gains may be arrays, of shapes that broadcast.
+    The gain never falls from one magnitude to the next, so the answer is found bit by bit. Grids
+    and gains may be arrays, of shapes that broadcast.
     """
 
     def fix_bit(i, below):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import jaxprune as jp
+from jaxprune.trees import quantizing
 
 
 def weights(count=200, seed=0):
@@ -77,6 +78,34 @@ def test_nothing_kept_and_nothing_but_zeros():
         assert np.isfinite(quantized).all()
         assert grids.step > 0
     assert not jp.quantize_to(jnp.ones(5), none, 3)[0].any()
+
+
+@pytest.mark.parametrize("bits", [1, 3, 8])
+def test_the_least_magnitude_that_is_worth_a_gain(bits):
+    grid = jp.Grid(jnp.int32(bits), jnp.float32(0.37))
+    gains = jnp.float32([1e-30, 0.01, 0.3, 5.0, 1e6])
+    least = quantizing.least_magnitude(grid, gains)
+    at, before = ((least - i).view(jnp.float32) for i in jnp.uint32([0, 1]))
+    assert np.all(quantizing.gain(at, grid) >= gains)
+    assert np.all(quantizing.gain(before, grid) < gains)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_sums_are_right_and_the_same_in_any_order(scale):
+    x, keep = weights(10_000)
+    x = x * np.float32(scale)
+    grid = jp.Grid(jnp.int32(4), jnp.float32(0.3 * scale))
+    fit = lambda x, keep: quantizing.fit_of(x, keep, grid, quantizing.largest_magnitude(x))
+    found = fit(jnp.asarray(x), jnp.asarray(keep))
+    order = np.random.default_rng(1).permutation(x.size)
+    assert found == fit(jnp.asarray(x[order]), jnp.asarray(keep[order]))
+    step = np.float64(grid.step)
+    levels = rounded(x[keep].astype(np.float64), step, 4) / step
+    expected = np.sum(levels**2), np.sum(levels * x[keep]), keep.sum()
+    np.testing.assert_allclose(np.float64(found), expected, rtol=1e-6)
+    gains = np.sum(x[keep].astype(np.float64) ** 2) - error(x[keep], step, 4)
+    if scale == 1:
+        np.testing.assert_allclose(found.gained(grid.step), gains, rtol=1e-5)
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
