@@ -85,8 +85,13 @@ def quantized(params):
     return one_update(jp.straight_through(optax.identity(), jp.keep_quantized(mask, grids)))(params)
 
 
-def pruned_to_a_quarter(params):
-    return jp.prune_to(params, 0.75)[0]
+def pulled(params):
+    """After one update of ADMM that projects, in the midst of training."""
+    tx = jp.add_admm(lambda weights: jp.prune_to(weights, 0.75)[0], 0.5, every=2)
+    weights = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
+    state = tx.init(params)._replace(target=weights, dual=jax.tree.map(jnp.floor, weights))
+    with jax.numpy_dtype_promotion("standard"):
+        return step(tx, params, state, params)
 
 
 KEY = jax.random.key(0)
@@ -115,7 +120,7 @@ FUNCTIONS = {
     "compress_to": lambda x: jp.compress_to(x, 23_456, most_bits=3),
     "quantize_to": lambda x: jp.quantize_to(x, positive(x), 3),
     "keep_quantized": quantized,
-    "add_admm": one_update(jp.add_admm(pruned_to_a_quarter, 0.5, every=2)),
+    "add_admm": pulled,
     "count_dying": one_update(jp.count_dying(0.5, where=lambda path, leaf: True)),
     "pack_mask": lambda x: jp.pack_mask(positive(x)),
     "unpack_mask": lambda x: jp.unpack_mask(x, jp.pack_mask(positive(x))),
