@@ -11,7 +11,6 @@ on if nothing was committed since.
 
 import argparse
 import concurrent.futures
-import functools
 import importlib.metadata
 import json
 import math
@@ -123,9 +122,8 @@ def _bytes(tree) -> int:
     return sum(_entries(leaf) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def in_own_process(commit: str, pair: tuple[str, str]) -> dict:
+def in_own_process(case: str, variant: str) -> dict:
     """The same row, or one with an error, from a process whose memory ends with it."""
-    case, variant = pair
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         # There is no TPU host to ask about, and no TPU that two processes could want.
@@ -134,7 +132,7 @@ def in_own_process(commit: str, pair: tuple[str, str]) -> dict:
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",
     }
     command = [sys.executable, "-m", "benchmarks.scale", "--compile", case, variant]
-    row = {"case": case, "variant": variant, "commit": commit}
+    row = {"case": case, "variant": variant}
     try:
         process = subprocess.run(
             command, env=environment, capture_output=True, text=True, timeout=TIMEOUT
@@ -142,7 +140,7 @@ def in_own_process(commit: str, pair: tuple[str, str]) -> dict:
     except subprocess.TimeoutExpired:
         return row | {"error": f"not compiled in {TIMEOUT} s"}
     if process.returncode == 0:
-        return row | json.loads(process.stdout.splitlines()[-1])
+        return json.loads(process.stdout.splitlines()[-1])
     errors = [line for line in process.stderr.splitlines() if "Error" in line or "hbm" in line]
     return row | {"error": " ".join(errors[:2])[:200]}
 
@@ -241,7 +239,7 @@ def main() -> None:
     args.rows.touch()
     rows = list(map(json.loads, args.rows.read_text().splitlines()))
     commit = subprocess.check_output(COMMIT, text=True).strip()
-    compiled = functools.partial(in_own_process, commit)
+    compiled = lambda pair: in_own_process(*pair) | {"commit": commit}
     wanted = missing(rows, args.names, commit)
     with concurrent.futures.ThreadPoolExecutor(args.workers) as pool, args.rows.open("a") as file:
         for row in pool.map(compiled, wanted):

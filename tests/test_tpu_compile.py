@@ -187,6 +187,8 @@ AT_SCALE = [
     ("step, keep_sparse 2:4, every 40", "base"),
     ("step, straight_through of keep_sparse 2:4, every 40", "base"),
     ("step, keep_sparse of Blocks, scheduled", "base"),
+    ("compress_to", "opposite"),
+    ("step, add_admm of prune_to", "base"),
     ("step, regrow", "base"),
     ("step, project_probabilities", "base"),
     ("step, add_hoyer_square", "base"),
