@@ -63,7 +63,9 @@ of 4,096 inputs have 1,024 groups along them, of which a 512th is too little to 
 and a group's 90 transposable patterns are more than a tenth even of a piece. Transposable masks
 where the layers are sharded over all chips, or could be for all that is known on a mesh with Auto
 axes (512 layers, 512 chips): pieces are then an eighth of a leaf. The norms of 65,536 channels, of
-`channel_norms`, are one vector on every chip, 256 KB.
+`channel_norms`, are one vector on every chip, 256 KB, and so are results of the shape of thresholds
+where output shardings are given: these ask for it. `add_admm` of `compress_to`, at an update that
+projects, holds one leaf more in float32: a half here, since there are two leaves.
 
 **What held more before**, in `base`: `random_mask` 1.04 of the tree's bytes, `regrow` 1.52 and
 tiles of `Blocks` 0.37 beyond a step's own (all until 21f1c21); `compress_to` 2.01, with an
