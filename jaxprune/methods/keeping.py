@@ -81,10 +81,11 @@ def keep(
         gathered = _gathered(score, earlier, grad, state)
 
         def look():
-            problems = looked(state, params if zeroed is None else zeroed)
+            seen = params if zeroed is None else zeroed
+            problems = looked(state, seen)
             if choice is not None:  # which looks for NaN itself
                 return problems
-            return problems | noted(Problem.NAN, has_nan(scores.prunable(earlier, state.mask)))
+            return problems | noted(Problem.NAN, has_nan(scores.prunable(seen, state.mask)))
 
         def choose():
             if choice is None:
