@@ -25,7 +25,8 @@ class PruneChannels(OneShot):
     What a channel holds is its part of the squared norm of its layer's channels; what it costs is
     what its removal alone would save. At least one of each layer stays, and as many as together
     cost at most `budget`, or (1 - sparsity) of what the network costs: in `of="flops"` for one
-    record (two for each multiplication and addition) or `of="parameters"`. Groups in whose names
+    record (two for each multiplication and addition) or `of="parameters"`. What stays of a layer is
+    a `multiple_of` so many channels, which hardware works on at once. Groups in whose names
     `where` isn't found stay whole: "mlp" leaves attention and the width of a decoder alone, whose
     module takes them for granted.
     """
@@ -33,6 +34,7 @@ class PruneChannels(OneShot):
     of: str = "flops"
     budget: float | None = None
     where: str = ""
+    multiple_of: int = 1
     name: str = "prune-channels"
     whole_leaves = True
 
@@ -54,15 +56,15 @@ class PruneChannels(OneShot):
             for norm, family in zip(norms, channels.groups, strict=True)
         )
         try:
-            kept = jp.budget_mask(scores, budget, cost, least=1)
+            kept = jp.budget_mask(scores, budget, cost, least=1, multiple_of=self.multiple_of)
         except ValueError as error:
             raise UsageError(f"{self.name}: {error}") from error
-        kept = _filled(kept, scores, budget, cost)
+        kept = _filled(kept, scores, budget, cost, self.multiple_of)
         mask = jp.channel_mask(params, channels, kept)
         return network._replace(mask=without_channels(network.mask, mask))
 
 
-def _filled(chosen: Tree, scores: Tree, budget: float, cost: Callable):
+def _filled(chosen: Tree, scores: Tree, budget: float, cost: Callable, at_once: int):
     """Also keeps what comes later and still fits, until of no layer anything does."""
     kept: list[Any] = [None if own is None else np.array(own) for own in chosen]
     left = [
@@ -71,11 +73,12 @@ def _filled(chosen: Tree, scores: Tree, budget: float, cost: Callable):
     ]
     while (best := max(own.max() for own in left)) > -np.inf:
         layer = next(i for i, own in enumerate(left) if own.max() == best)
-        channel = left[layer].argmax()
-        kept[layer][channel] = True
-        left[layer][channel] = -np.inf
+        ranked = np.argsort(-left[layer], kind="stable")[:at_once]
+        channels = ranked[left[layer][ranked] > -np.inf]
+        kept[layer][channels] = True
+        left[layer][channels] = -np.inf
         if cost(kept) > budget:
-            kept[layer][channel] = False
+            kept[layer][channels] = False
             left[layer][:] = -np.inf
     return kept
 

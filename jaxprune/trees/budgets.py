@@ -27,10 +27,12 @@ def budget_mask(
     cost: Callable[[chex.ArrayTree], chex.Numeric],
     *,
     least: int = 0,
+    multiple_of: int = 1,
 ) -> chex.ArrayTree:
     """Keeps as many of the largest scores as a budget allows: one more would exceed it.
 
-    Equal scores are kept in order of position, as by `top_k_mask`.
+    Equal scores are kept in order of position, as by `top_k_mask`. Of a leaf the kept ones can be a
+    multiple of some number: a layer of 9 channels takes as long as one of 16 on most hardware.
 
     Args:
       scores: tree of arrays and `None`, as for `top_k_mask`; such as `channel_norms`.
@@ -39,14 +41,16 @@ def budget_mask(
         `lambda keep: channel_cost(channels, keep, of="flops")`.
       least: how many of the largest scores of each leaf stay in any case. With 1 no family of
         channels is lost, which `shrink` would refuse.
+      multiple_of: what the kept scores of each leaf are a multiple of, unless all of them stay;
+        `least` is rounded up to one. Of those that the budget allows, the smallest of a leaf go.
 
     Returns:
       A mask like `scores`, which costs no more than the budget. Inside `jax.jit`, where `cost` is
       traced, costs are compared in float32, integers rounded up.
 
     Raises:
-      TypeError: for a budget that is no number, a cost that is no function or gives no number, or
-        what `top_k_mask` refuses.
+      TypeError: for a budget that is no number, a cost that is no function or gives no number,
+        numbers that aren't whole, or what `top_k_mask` refuses.
       ValueError: for a budget below what the least costs, or that is NaN (outside `jit`; inside,
         the least is kept), and for what `top_k_mask` refuses.
 
@@ -59,17 +63,19 @@ def budget_mask(
     """
     selection.check_scores(scores)
     checks.function("`cost`", cost)
-    least = checks.integer("`least`", least, least=0)
+    multiple_of = checks.integer("`multiple_of`", multiple_of, least=1)
+    least = -(-checks.integer("`least`", least, least=0) // multiple_of) * multiple_of
     leaves = jax.tree.leaves(scores)
     size = sum(leaf.size for leaf in leaves)
     if size > _MOST_SCORES:
         raise ValueError(f"a budget is held over at most {_MOST_SCORES} scores, got {size}")
     first = sum(min(least, leaf.size) for leaf in leaves)
     scores = _raised(scores, least)
-    spent = lambda k: _number("what `cost` returns", cost(selection.top_k_mask(scores, k)))
+    kept = lambda k: _in_multiples(selection.top_k_mask(scores, k), scores, multiple_of)
+    spent = lambda k: _number("what `cost` returns", cost(kept(k)))
     budget = _number("the budget", budget)
     _check_budget(budget, spent(first), least)
-    return selection.top_k_mask(scores, _largest_k(spent, budget, first, size))
+    return kept(_largest_k(spent, budget, first, size))
 
 
 def _largest_k(spent, budget: chex.Numeric, low: int, high: int) -> jax.Array | int:
@@ -104,6 +110,19 @@ def _raised(scores: chex.ArrayTree, least: int) -> chex.ArrayTree:
         return jnp.where(first, jnp.inf, jnp.minimum(leaf, jnp.finfo(leaf.dtype).max))
 
     return jax.tree.map(of_leaf, scores)
+
+
+def _in_multiples(mask: chex.ArrayTree, scores: chex.ArrayTree, multiple_of: int) -> chex.ArrayTree:
+    """The mask without the smallest scores of each leaf that make no multiple."""
+    if multiple_of == 1:
+        return mask
+
+    def of_leaf(keep, leaf):
+        kept = jnp.sum(keep, dtype=jnp.uint32)
+        over = jnp.where(kept == leaf.size, 0, kept % jnp.uint32(multiple_of))
+        return selection.top_k_mask(leaf, kept - over.astype(jnp.uint32))
+
+    return jax.tree.map(of_leaf, mask, scores)
 
 
 def _check_budget(budget: chex.Numeric, spent: chex.Numeric, least: int) -> None:

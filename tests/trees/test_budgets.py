@@ -43,6 +43,34 @@ def test_one_more_would_exceed_the_budget(values, budget):
         jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
+def in_multiples(mask, scores, multiple):
+    """The mask with the largest scores of each leaf, as many as its multiples allow."""
+    kept = [n if n == size else n - n % multiple for n, size in zip(numbers(mask), SIZES)]
+    return tuple(map(jp.top_k_mask, scores, kept))
+
+
+TRACED_IN_TWOS = jax.jit(lambda scores, budget: jp.budget_mask(scores, budget, cost, multiple_of=2))
+
+
+@hypothesis.settings(max_examples=25)
+@hypothesis.given(SCORES, st.integers(1, 70))
+def test_each_leaf_keeps_a_multiple_or_all(values, budget):
+    scores = of(values)
+    masks = [in_multiples(mask, scores, 2) for mask in candidates(scores)]
+    expected = [mask for mask in masks if cost(mask) <= budget][-1]
+    found = jp.budget_mask(scores, budget, cost, multiple_of=2)
+    for each in (found, TRACED_IN_TWOS(scores, float(budget))):
+        jax.tree.map(np.testing.assert_array_equal, each, expected)
+
+
+def test_the_least_of_multiples_is_one_of_them():
+    scores = of([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0])
+    found = [numbers(jp.budget_mask(scores, b, cost, least=1, multiple_of=2)) for b in (27, 40, 60)]
+    assert found == [(2, 2), (2, 3), (4, 3)]
+    with pytest.raises(ValueError, match="the 2 largest scores of each leaf cost 27"):
+        jp.budget_mask(scores, 26, cost, least=1, multiple_of=2)
+
+
 def test_the_number_kept_is_a_cost():
     scores = {"a": jnp.array([[0.1, 3.0], [2.0, 2.0]]), "b": None, "c": jnp.array([2.0])}
     found = jp.budget_mask(scores, 2, jp.count)

@@ -216,6 +216,8 @@ BUDGETS = {
         lambda: jp.budget_mask(PROBS, 1, jp.count, least=2), "2 largest", "cost 2"),
     "budget_mask, least as a fraction": kind(
         lambda: jp.budget_mask(PROBS, 3, jp.count, least=0.5), "`least`", "whole", "0.5"),
+    "budget_mask, no multiple": value(
+        lambda: jp.budget_mask(PROBS, 3, jp.count, multiple_of=0), "`multiple_of`", "at least 1"),
     "budget_mask of NaN": value(lambda: jp.budget_mask(NAN, 3, jp.count), "'w'", "NaN"),
     "project_logits, 1.2": value(lambda: jp.project_logits(1.2), "sparsity", "[0, 1]", "1.2"),
     "project_logits, -0.1": value(lambda: jp.project_logits(-0.1), "sparsity", "-0.1"),

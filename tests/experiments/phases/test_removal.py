@@ -51,6 +51,16 @@ def test_a_run_ends_with_a_smaller_network(tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("no_pictures")
+def test_widths_are_multiples(tmp_path):
+    phases = PruneChannels(multiple_of=8), Shrink()
+    result, network = run_phases(tmp_path, *phases, sparsity=0.5)
+    (_, first), (_, second), _ = sizes(network.weights)
+    assert first % 8 == 0 and (second % 8 == 0 or second == 100)
+    after = result["size"]["after"]["flops"]
+    assert after <= FLOPS / 2 < after + 16 * min(64 + second, first + 10)  # no 8 more would fit
+
+
+@pytest.mark.usefixtures("no_pictures")
 def test_pruned_channels_of_other_masks_leave_too(tmp_path):
     result, network = run_phases(tmp_path, PruneMagnitudes(), Shrink(partial="keep"), sparsity=0.97)
     assert sum(leaf.size for leaf in jax.tree.leaves(network.weights)) < FLOPS / 2
