@@ -45,7 +45,8 @@ def test_one_more_would_exceed_the_budget(values, budget):
 
 def in_multiples(mask, scores, multiple):
     """The mask with the largest scores of each leaf, as many as its multiples allow."""
-    kept = [n if n == size else n - n % multiple for n, size in zip(numbers(mask), SIZES)]
+    rounded = lambda n, size: n if n == size else n - n % multiple
+    kept = map(rounded, numbers(mask), SIZES)
     return tuple(map(jp.top_k_mask, scores, kept))
 
 
