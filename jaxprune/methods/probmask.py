@@ -154,7 +154,7 @@ def projection(
     priced = _priced(moved, costs)
     density, valid = _density(sparsity, state, priced.least)
     projected = priced.projected(moved, density * priced.most)
-    # One sum says all: it isn't finite if a probability is NaN or lies outside [0, 1].
+    # One sum says all: it is NaN if a probability is, and far above if one lies outside [0, 1].
     seen = priced.spent(_marked(before, rounding))
     limit = (_SLACK * state.density + rounding) * priced.most
     nan, beyond = jnp.isnan(seen), (state.count > 0) & (seen > limit)

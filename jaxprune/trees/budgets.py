@@ -32,7 +32,7 @@ def budget_mask(
     """Keeps as many of the largest scores as a budget allows: one more would exceed it.
 
     Equal scores are kept in order of position, as by `top_k_mask`. Of a leaf the kept ones can be a
-    multiple of some number: a layer of 9 channels takes as long as one of 16 on most hardware.
+    multiple of some number: where 16 channels are worked on at once, 9 take as long.
 
     Args:
       scores: tree of arrays and `None`, as for `top_k_mask`; such as `channel_norms`.
