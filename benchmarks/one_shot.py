@@ -30,14 +30,6 @@ from experiments.phases import Network
 from experiments.room import Room, initial_network
 from experiments.usage import UsageError, exit_with_one_line
 
-TARGETS = {
-    "50%": 0.5,
-    "60%": 0.6,
-    "70%": 0.7,
-    "90%": 0.9,
-    "2:4": "2:4",
-    "2:4 transposable": jp.NM(2, 4, transposable=True),
-}
 METHODS = ("magnitude", "wanda", "sparsegpt", "admm")
 
 
@@ -49,12 +41,26 @@ class Trained(NamedTuple):
     learned: dict[str, Network]
 
 
+def target_of(name: str) -> float | jp.NM:
+    """What a column asks for: "90%", "2:4" or "2:4 transposable"."""
+    percent, pattern = name.removesuffix("%"), name.removesuffix(" transposable")
+    try:
+        if percent != name and 0 <= float(percent) <= 100:
+            return float(percent) / 100
+        n, m = map(int, pattern.split(":"))
+        return jp.NM(n, m, transposable=pattern != name)
+    except ValueError as error:
+        raise UsageError(
+            f"--targets: {name!r} is no target such as 90%, 2:4 or 2:4 transposable"
+        ) from error
+
+
 def pruned(apply, weights, target, where, batches, shown) -> dict[str, tuple]:
     """What each method makes of the weights; `shown` takes each as it comes."""
     for method in METHODS:
         start = time.perf_counter()
         new, mask = jp.prune_layers(
-            apply, weights, TARGETS[target], batches, method=method, where=where
+            apply, weights, target_of(target), batches, method=method, where=where
         )
         jax.block_until_ready(new)
         shown(method, target, new, time.perf_counter() - start)
@@ -109,7 +115,10 @@ def of_layer(trained: Trained, name: str, targets, batches) -> None:
     room, network, _ = trained
     leaves = jax.tree_util.tree_leaves_with_path(network.weights)
     named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-    kernel = next(leaf for path, leaf in named.items() if path.startswith(name))
+    kernel = next((leaf for path, leaf in named.items() if path.startswith(name)), None)
+    if kernel is None or kernel.ndim != 2:
+        matrices = [path for path, leaf in named.items() if leaf.ndim == 2]
+        raise UsageError(f"--layer: {name!r} is none of the matrices {matrices}")
     apply = lambda weights, inputs: inputs.reshape(len(inputs), -1) @ weights["kernel"]
     inputs = room.task.inputs(room.test.first(1_000))
     errors = {}
@@ -166,6 +175,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cache_dir")
     given = parser.parse_args(arguments)
     targets = given.targets.split(",")
+    for target in targets:
+        target_of(target)  # raises before anything is read
     paths = {"data_dir": given.data_dir, "cache_dir": given.cache_dir}
     trained = load(given.run, **{k: path for k, path in paths.items() if path})
     batches = trained.room.calibration(given.records, given.batch)

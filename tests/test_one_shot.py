@@ -5,9 +5,10 @@ import sys
 import jax
 import pytest
 
+import jaxprune as jp
 from benchmarks import one_shot
 from experiments.phases import Dense, LearnPattern
-from experiments.usage import exit_with_one_line
+from experiments.usage import UsageError, exit_with_one_line
 from tests.experiments.runs import run_phases
 
 
@@ -19,6 +20,24 @@ def test_a_run_that_is_not_finished_is_one_line(tmp_path, capsys, name):
     (line,) = capsys.readouterr().err.splitlines()
     assert ended.value.code == 2 and "holds no finished run" in line
     assert f"--out={tmp_path / name}` to its end first" in line
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        ("99.5%", 0.995),
+        ("2:4", jp.NM(2, 4)),
+        ("1:4 transposable", jp.NM(1, 4, transposable=True)),
+    ],
+)
+def test_a_column_is_named_by_its_target(name, target):
+    assert one_shot.target_of(name) == target
+
+
+@pytest.mark.parametrize("name", ["120%", "half", "4:2", "2:4:8", ""])
+def test_a_target_that_is_none_is_a_usage_error(name):
+    with pytest.raises(UsageError, match="no target such as 90%"):
+        one_shot.target_of(name)
 
 
 @pytest.mark.slow
