@@ -63,14 +63,16 @@ class Product(NamedTuple):
 
     `inputs` are the axes of the leaf that are summed over, in the order of the rows' entries,
     `outputs` its other axes but those of `place`, which says (axis, index) where in a stack the
-    layer lies. `channels` of the inputs lie side by side: a pattern along the inputs has no group
-    that reaches beyond. The step with this number multiplies by the value of the slot `operand`.
+    layer lies. `result` are the outputs in the order of the result's axes, once it is transposed.
+    `channels` of the inputs lie side by side: a pattern along the inputs has no group that reaches
+    beyond. The step with this number multiplies by the value of the slot `operand`.
     """
 
     leaf: int
     place: tuple[tuple[int, int], ...]
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
+    result: tuple[int, ...]
     channels: int
     operand: int
     layout: Summed | Patches
@@ -141,6 +143,12 @@ def with_matrix(leaf: jax.Array, matrix: jax.Array, product: Product) -> jax.Arr
     return leaf.at[_index(leaf, product)].set(own) if product.place else own
 
 
+def as_result(values: jax.Array, leaf: jax.Array, product: Product) -> jax.Array:
+    """What belongs to each output (outputs,), with the axes that these have in the result."""
+    turned = values.reshape([leaf.shape[axis] for axis in product.outputs])
+    return turned.transpose([product.outputs.index(axis) for axis in product.result])
+
+
 def _index(leaf, product: Product) -> tuple:
     place = dict(product.place)
     return tuple(place.get(axis, slice(None)) for axis in range(leaf.ndim))
@@ -166,6 +174,8 @@ class _Writer:
         self.steps: list[Step] = []
         self.makers: dict[int, Step] = {}
         self.products: list[Product] = []
+        # Of what is a product's result: the product, and which axis of its leaf each axis is.
+        self.results: dict[int, tuple[int, tuple[int | None, ...]]] = {}
         ranks = [len(traced.avals[slot].shape) for slot in leaves]
         self.views = {
             slot: _View(i, tuple(range(rank)))
@@ -179,11 +189,12 @@ class _Writer:
             if step.bodies and self._runs_over_a_stack(step, inputs):
                 outputs = self._write_loop(step, inputs, slots)
             else:
-                self._note_products(step, inputs)
                 run = functools.partial(_bind, step)
                 shapes = [self.traced.avals[i] for i in step.outputs]
                 view = self._viewed(step, inputs)
                 outputs = self._add(_key(step.equation), run, inputs, shapes, view)
+                self._note_products(step, inputs, outputs)
+                self._follow(step, inputs, outputs)
             slots.update(zip(step.outputs, outputs, strict=True))
 
     def _add(self, key, run, inputs, shapes, view: _View | None = None) -> list[int]:
@@ -240,26 +251,44 @@ class _Writer:
         shape = jax.ShapeDtypeStruct((len(slots), *aval.shape), aval.dtype)
         return self._add("stack", lambda *layers: [jnp.stack(layers)], slots, [shape])[0]
 
-    def _note_products(self, step: program.Step, inputs) -> None:
-        params = step.equation.params
+    def _note_products(self, step: program.Step, inputs, results) -> None:
+        params, (result, *_) = step.equation.params, results
         if step.name == "dot_general":
             contracted, (batched, _) = params["dimension_numbers"]
             for kernel in () if batched else (0, 1):
                 if view := self.views.get(inputs[kernel]):
                     found = self._matrix_product(view, kernel, contracted)
-                    self._note(view, inputs[1 - kernel], *found)
+                    first = len(found[0]) - len(view.axes) if kernel else 0
+                    self._note(view, inputs[1 - kernel], found, result, first)
         elif step.name == "conv_general_dilated":
             grouped = params["feature_group_count"] > 1 or params["batch_group_count"] > 1
             if not grouped and (view := self.views.get(inputs[1])):
-                self._note(view, inputs[0], *self._convolution(view, inputs[1], params))
+                found = self._convolution(view, inputs[1], params)
+                _, _, (_, feature, *_) = params["dimension_numbers"]
+                self._note(view, inputs[0], found, result, feature)
 
-    def _note(self, view: _View, operand: int, inputs, channels: int, layout) -> None:
+    def _note(self, view: _View, operand: int, found, result: int, first: int) -> None:
+        """A product in the step just written, whose outputs are axes `first`, ... of the result."""
+        inputs, channels, layout = found
         outputs = tuple(axis for axis in view.axes if axis not in inputs)
-        here = len(self.steps)
-        product = Product(
-            view.leaf, view.place, inputs, outputs, channels, operand, layout, step=here
-        )
-        self.products.append(product)
+        here = len(self.steps) - 1
+        own = view.leaf, view.place, inputs, outputs, outputs
+        axes: list[int | None] = [None] * len(self.traced.avals[result].shape)
+        for i, axis in enumerate(outputs):
+            axes[first + i] = axis
+        self.results[result] = len(self.products), tuple(axes)
+        self.products.append(Product(*own, channels, operand, layout, step=here))
+
+    def _follow(self, step: program.Step, inputs, outputs) -> None:
+        """Notes how the result of a product is transposed before anything else is done with it."""
+        if step.name not in ("transpose", *_SAME) or inputs[0] not in self.results:
+            return
+        number, axes = self.results[inputs[0]]
+        if step.name == "transpose":
+            axes = tuple(axes[i] for i in step.equation.params["permutation"])
+        self.results[outputs[0]] = number, axes
+        order = tuple(axis for axis in axes if axis is not None)
+        self.products[number] = self.products[number]._replace(result=order)
 
     def _matrix_product(self, view: _View, kernel: int, contracted):
         """In the order of the leaf's axes."""

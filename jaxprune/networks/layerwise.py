@@ -95,7 +95,9 @@ def change(
         )
         new[leaf] = capture.with_matrix(new[leaf], matrix, product)
         if bias is not None:
-            new[bias] = _shifted(new[bias], product, seen, kernel, matrix)
+            shift = _shift(seen, kernel, matrix)
+            shift = capture.as_result(shift, dense[leaf], product)
+            new[bias] = _shifted(new[bias], product.place, shift)
     return structure.unflatten(new)
 
 
@@ -161,15 +163,20 @@ def _bias_of(product: Product, names, leaves) -> int | None:
     stacked = [axis for axis, _ in product.place]
     if any(axis >= bias.ndim or bias.shape[axis] != kernel.shape[axis] for axis in stacked):
         return None
-    size = math.prod(kernel.shape[axis] for axis in (*stacked, *product.outputs))
-    return names.index(name) if bias.size == size else None
+    own = [size for axis, size in enumerate(bias.shape) if axis not in stacked and size > 1]
+    sizes = [size for axis in product.result if (size := kernel.shape[axis]) > 1]
+    return names.index(name) if own in (sizes, [math.prod(sizes)]) else None
+
+
+@jax.jit
+def _shift(seen: Moments, before, after):
+    """By how much the means of the outputs have changed."""
+    return moments.matmul(seen.dense, before) - moments.matmul(seen.sparse, after)
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _shifted(bias, product: Product, seen: Moments, before, after):
-    """The bias that keeps the mean of each output."""
-    shift = moments.matmul(seen.dense, before) - moments.matmul(seen.sparse, after)
-    place = dict(product.place)
-    index = tuple(place.get(axis, slice(None)) for axis in range(bias.ndim))
+def _shifted(bias, place: tuple[tuple[int, int], ...], shift):
+    """The bias at one place that makes up for a shift of the outputs."""
+    index = tuple(dict(place).get(axis, slice(None)) for axis in range(bias.ndim))
     own = bias[index].astype(jnp.float32)
     return bias.at[index].set((own + shift.reshape(own.shape)).astype(bias.dtype))

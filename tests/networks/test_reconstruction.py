@@ -93,6 +93,28 @@ def two_layers(params, x):
     return linear(params["second"], jnp.tanh(linear(params["first"], x)))
 
 
+@pytest.mark.parametrize("left", [False, True])
+@pytest.mark.parametrize(
+    ("kernel", "outputs", "bias"),
+    [("io", "o", (3,)), ("ohi", "ho", (3, 3)), ("hio", "oh", (3, 3)), ("iho", "oh", (9,))],
+)
+def test_a_bias_is_fitted_in_the_order_of_the_outputs(kernel, outputs, bias, left):
+    x = 2 + normal(100, 6)
+    shape = [6 if axis == "i" else 3 for axis in kernel]
+    params = {"kernel": normal(*shape, seed=1), "bias": normal(*bias, seed=2)}
+
+    def apply(params, x):
+        if left:
+            y = jnp.einsum(f"{kernel},bi->b{outputs}", params["kernel"], x)
+        else:
+            y = jnp.einsum(f"bi,{kernel}->b{outputs}", x, params["kernel"])
+        return y + params["bias"].reshape(1, *y.shape[1:])
+
+    mask = {"kernel": abs(params["kernel"]) > 0.5, "bias": None}
+    new = jp.reconstruct(apply, params, mask, [x])
+    np.testing.assert_allclose(apply(new, x).mean(0), apply(params, x).mean(0), atol=1e-4)
+
+
 @pytest.mark.parametrize("sequential", [False, True])
 def test_sequential_layers_see_the_pruned_network(sequential):
     params = {"first": layer(12, 8), "second": layer(8, 5)}
