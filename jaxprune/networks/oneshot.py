@@ -111,7 +111,8 @@ def prune_layers(
         damping=damping,
         biases=method in _FITTED,
     )
-    return new, jax.tree.structure(params).unflatten(mask)
+    kept = jax.tree.structure(params).unflatten(mask)
+    return (new if method in _FITTED else masks.apply_mask(params, kept)), kept
 
 
 def _magnitude(problem: Problem, target: Target, damping: float):

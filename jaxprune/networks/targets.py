@@ -48,7 +48,8 @@ class Fraction(NamedTuple):
             mask: Any = selection.top_k_mask(scores, kept)
             return mask
         order = jnp.argsort(-scores, axis=0, stable=True)
-        return jnp.argsort(order, axis=0) < kept
+        rank = jnp.argsort(order, axis=0)
+        return rank < kept.astype(rank.dtype)
 
     def _kept(self, inputs: int, outputs: int) -> int:
         size = inputs * (outputs if self.scope == "layer" else 1)

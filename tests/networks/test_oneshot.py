@@ -2,6 +2,7 @@
 
 import hypothesis
 import hypothesis.strategies as st
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -197,6 +198,16 @@ def test_inputs_that_are_always_zero_are_pruned_first(method):
     new, mask = jp.prune_layers(product, params, 0.25, [x], method=method)
     np.testing.assert_array_equal(mask["kernel"], jnp.arange(16)[:, None].repeat(8, 1) >= 4)
     np.testing.assert_allclose(new["kernel"][4:], params["kernel"][4:], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("method", ["magnitude", "wanda"])
+def test_what_is_kept_stays_as_it_is_in_float64(method):
+    with jax.enable_x64(True):
+        params = {"kernel": jnp.asarray(np.random.default_rng(0).normal(size=(8, 4)))}
+        new, mask = jp.prune_layers(product, params, 0.5, [correlated(30, 8)], method=method)
+        np.testing.assert_array_equal(
+            new["kernel"], jp.apply_mask(params, mask)["kernel"], strict=True
+        )
 
 
 def test_in_sequence_a_layer_aims_at_the_dense_output():
