@@ -39,7 +39,8 @@ def shrink_module(
         collection "params" if there is no other. Trained further:
         `small._replace(params=...)`.
       *inputs: trees of arrays, with which both `small.apply(small.params, *inputs)` and the module
-        are called; that of Equinox for each example, by `jax.vmap` over their first axes.
+        are called; that of Equinox for each example, by `jax.vmap` over their first axes. They are
+        called once more with random numbers in the place of floating ones: zeros tell little.
       approximate: whether a module may be returned that computes something else. A LayerNorm takes
         the mean over the features that are left, `small.apply`, as the masked network, divides
         by their old number; attention is scaled by the width of its heads.
@@ -68,10 +69,15 @@ def shrink_module(
     """
     if not isinstance(small, Shrunk):
         raise TypeError(f"`small` must be what `shrink` returned, got {checks.described(small)}")
-    resized, outputs = _framework(module)(small, inputs, kwargs)
+    resized, called = _framework(module)(small, inputs, kwargs)
     with jax.default_matmul_precision("highest"):
-        expected = jax.jit(small.apply)(small.params, *inputs)
-        off = lambda module: _difference(expected, outputs(module))
+        apply = jax.jit(small.apply)
+        expected = [(own, apply(small.params, *own)) for own in (inputs, _random_like(inputs))]
+
+        def off(module):
+            call = called(module)
+            return max(_difference(wanted, call(*own)) for own, wanted in expected)
+
         smaller = resized(module, off)
         difference = _callable(off, smaller)
     if difference > 0 and not approximate:
@@ -107,12 +113,12 @@ def _nnx(small: Shrunk, inputs: tuple, kwargs: dict):
 
     from jaxprune.networks import attributes
 
-    def outputs(module):
+    def called(module):
         graph, state = nnx.split(module)
         call = lambda state, *inputs: nnx.merge(graph, state, copy=True)(*inputs, **kwargs)
-        return jax.jit(call)(state, *inputs)
+        return functools.partial(jax.jit(call), state)
 
-    return lambda module, off: attributes.with_values(module, small), outputs
+    return lambda module, off: attributes.with_values(module, small), called
 
 
 def _equinox(small: Shrunk, inputs: tuple, kwargs: dict):
@@ -120,12 +126,12 @@ def _equinox(small: Shrunk, inputs: tuple, kwargs: dict):
 
     from jaxprune.networks import statics
 
-    def outputs(module):
+    def called(module):
         arrays, rest = eqx.partition(module, eqx.is_array)
         one = lambda *inputs: eqx.combine(arrays, rest)(*inputs, **kwargs)
-        return jax.jit(jax.vmap(one))(*inputs)
+        return jax.jit(jax.vmap(one))
 
-    return lambda module, off: statics.with_values(module, small), outputs
+    return lambda module, off: statics.with_values(module, small), called
 
 
 def _linen(small: Shrunk, inputs: tuple, kwargs: dict):
@@ -138,14 +144,28 @@ def _linen(small: Shrunk, inputs: tuple, kwargs: dict):
         made = jax.eval_shape(init, jax.random.key(0), *inputs)
         return {name: leaf.shape for name, leaf in fields.named(made).items()}
 
-    def outputs(module):
-        return jax.jit(functools.partial(module.apply, **kwargs))(variables, *inputs)
+    def called(module):
+        return functools.partial(jax.jit(functools.partial(module.apply, **kwargs)), variables)
 
-    return lambda module, off: fields.with_shapes(module, fields.named(kept), shapes, off), outputs
+    return lambda module, off: fields.with_shapes(module, fields.named(kept), shapes, off), called
 
 
 def _variables(params):
     return params if "params" in params else {"params": params}
+
+
+def _random_like(inputs: Any) -> Any:
+    """Normal numbers in the place of all floating ones."""
+    leaves, structure = jax.tree.flatten(inputs)
+    keys = jax.random.split(jax.random.key(0), len(leaves) or 1)
+
+    def of_leaf(leaf, key):
+        leaf = jnp.asarray(leaf)
+        if not masks.is_floating(leaf):
+            return leaf
+        return jax.random.normal(key, leaf.shape, leaf.dtype)
+
+    return structure.unflatten(map(of_leaf, leaves, keys))
 
 
 def _callable(off: Callable[[Any], float], smaller: Any) -> float:
@@ -161,7 +181,10 @@ def _callable(off: Callable[[Any], float], smaller: Any) -> float:
 
 
 def _difference(expected: Any, got: Any) -> float:
-    """The largest difference relative to the largest output; 0 for rounding, infinite for NaN."""
+    """The largest difference relative to the largest output; 0 for rounding, infinite for NaN.
+
+    Outputs that are expected to be NaN or infinite tell nothing.
+    """
     if jax.tree.map(jnp.shape, expected) != jax.tree.map(jnp.shape, got):
         return float("inf")
     return max(map(_relative, *map(jax.tree.leaves, (expected, got))), default=0.0)
@@ -171,7 +194,8 @@ def _relative(expected: jax.Array, got: jax.Array) -> float:
     if not masks.is_floating(expected):
         return 0.0
     wide = masks.at_least_float32(expected)
-    a, b = expected.astype(wide), got.astype(wide)
+    known = jnp.isfinite(expected)
+    a, b = (jnp.where(known, x, 0).astype(wide) for x in (expected, got))
     difference = jnp.max(jnp.abs(a - b), initial=0) / (jnp.max(jnp.abs(a), initial=0) or 1.0)
     if difference <= jnp.finfo(expected.dtype).eps ** 0.5:
         return 0.0
