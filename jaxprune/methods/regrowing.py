@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxprune.methods import keeping, mirrors, scores
-from jaxprune.trees import checks, masks, sampling, selection, wide
+from jaxprune.methods import keeping, scores
+from jaxprune.trees import checks, masks, mirrors, sampling, selection, wide
 from jaxprune.trees.report import Problem, noted
 
 Score = Callable[[jax.Array, jax.Array], jax.Array]

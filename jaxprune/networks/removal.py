@@ -22,7 +22,7 @@ from jaxprune.networks.channels import Analysis, Members
 from jaxprune.networks.coupling import Coupled, coupled
 from jaxprune.networks.leaving import PARTIAL, Leaving, leaving
 from jaxprune.networks.program import traced
-from jaxprune.trees import masks
+from jaxprune.trees import masks, mirrors
 
 _OTHER_SHAPES = (
     "for inputs of these shapes {} than for the example inputs: shrink it with inputs such as these"
@@ -37,8 +37,12 @@ class Kept:
     axes: tuple[np.ndarray, ...]
 
     def of(self, leaf: Any) -> Any:
-        """The leaf at the indices that are kept; sharded as it was, where these can be divided."""
-        small = resizing.taken(leaf, self.axes, lambda keep: keep)
+        """The leaf at the indices that are kept; sharded as it was, where these can be divided.
+
+        Axes before those of the shape stay whole.
+        """
+        before = (np.ones(size, bool) for size in jnp.shape(leaf)[: -len(self.axes) or None])
+        small = resizing.taken(leaf, (*before, *self.axes), lambda keep: keep)
         sharding = None if isinstance(leaf, jax.core.Tracer) else getattr(leaf, "sharding", None)
         if not isinstance(sharding, jax.sharding.NamedSharding):
             return small
@@ -78,29 +82,28 @@ class Shrunk(NamedTuple):
         """Shrinks what mirrors the parameters: an optimizer state, an average, the mask.
 
         Args:
-          tree: any tree. Subtrees with the structure and the shapes of the old parameters, or None
-            in the place of some leaves, are cut to the indices that are kept; all else stays.
+          tree: any tree. A leaf mirrors a parameter if its path ends with the parameter's path and
+            its shape with the parameter's old shape: it is cut to the indices that are kept. All
+            other leaves stay.
+
+        Raises:
+          ValueError: for what belongs to a parameter that was cut, but has another shape, such as
+            the factors of Adafactor; the message names it.
         """
-        structure = jax.tree.structure(self.indices)
-        kept = jax.tree.leaves(self.indices)
 
-        def cut(node):
-            """The smaller subtree, or None if it mirrors nothing."""
-            try:
-                leaves = structure.flatten_up_to(node)
-            except ValueError:
-                return None
-            pairs = list(zip(kept, leaves, strict=True))
-            there = [(one.shape, getattr(x, "shape", None)) for one, x in pairs if x is not None]
-            if not there or any(old != new for old, new in there):
-                return None
-            return structure.unflatten(None if x is None else one.of(x) for one, x in pairs)
+        def cut(path, leaf, kept):
+            if kept is None or kept.small_shape == kept.shape or np.size(leaf) == 1:
+                return leaf
+            if mirrors.ends_with(jnp.shape(leaf), kept.shape):
+                return kept.of(leaf)
+            raise ValueError(
+                f"'{masks.path_name(path)}' of shape {jnp.shape(leaf)} belongs to a parameter of "
+                f"shape {kept.shape} that was cut to {kept.small_shape}, and can't be cut alike: "
+                "begin anew, with `tx.init(small.params)` if it is the state of an optimizer"
+            )
 
-        def cut_or_same(node):
-            smaller = cut(node)
-            return node if smaller is None else smaller
-
-        return jax.tree.map(cut_or_same, tree, is_leaf=lambda node: cut(node) is not None)
+        owners = mirrors.owned(tree, self.indices, self.indices)
+        return jax.tree_util.tree_map_with_path(cut, tree, owners)
 
 
 def shrink(

@@ -15,6 +15,23 @@ import jax.numpy as jnp
 import optax
 
 
+def owned(state: chex.ArrayTree, params: chex.ArrayTree, tree: chex.ArrayTree) -> chex.ArrayTree:
+    """What a tree like the parameters holds under the path that the path of a leaf ends with.
+
+    Returns:
+      A tree like `state`: leaves of `tree`, which may be None; None for what belongs to no leaf.
+    """
+    paths_and_leaves, structure = jax.tree_util.tree_flatten_with_path(params)
+    paths = [path for path, _ in paths_and_leaves]
+    places = dict(zip(paths, structure.flatten_up_to(tree), strict=True))
+
+    def found(path, _):
+        ends = (path[start:] for start in range(len(path) + 1))  # the longest first
+        return next((places[end] for end in ends if end in places), None)
+
+    return jax.tree_util.tree_map_with_path(found, state)
+
+
 def mirrored(state: optax.OptState, params: chex.ArrayTree, tree: chex.ArrayTree) -> optax.OptState:
     """What a tree like the parameters holds for each leaf of an optimizer's state.
 
@@ -22,20 +39,12 @@ def mirrored(state: optax.OptState, params: chex.ArrayTree, tree: chex.ArrayTree
       A tree like `state`: the leaf of `tree`, which may be None, where a leaf of the state mirrors
       that of `params`; None elsewhere.
     """
-    paths_and_leaves, structure = jax.tree_util.tree_flatten_with_path(params)
-    values = structure.flatten_up_to(tree)
-    places = {
-        path: (jnp.shape(leaf), value)
-        for (path, leaf), value in zip(paths_and_leaves, values, strict=True)
-    }
-
-    def found(path, leaf):
-        ends = (path[start:] for start in range(len(path) + 1))  # the longest first
-        shape, value = next((places[end] for end in ends if end in places), (None, None))
-        return value if shape is not None and _ends_with(jnp.shape(leaf), shape) else None
-
-    return jax.tree_util.tree_map_with_path(found, state)
+    mirrors = lambda leaf, owner, value: (
+        value if owner is not None and ends_with(jnp.shape(leaf), jnp.shape(owner)) else None
+    )
+    return jax.tree.map(mirrors, state, owned(state, params, params), owned(state, params, tree))
 
 
-def _ends_with(shape: tuple[int, ...], end: tuple[int, ...]) -> bool:
+def ends_with(shape: tuple[int, ...], end: tuple[int, ...]) -> bool:
+    """Whether the last axes of a shape are these."""
     return len(shape) >= len(end) and shape[len(shape) - len(end) :] == end

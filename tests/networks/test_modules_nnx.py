@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -157,6 +158,17 @@ def test_nnx_trains_with_batch_statistics():
     jax.tree.map(close, small.like(old), new)
 
 
+def test_the_state_of_an_optimizer_shrinks_too():
+    x = nets.normal(5, 3)
+    model, small = shrunk_nnx(abstract(batch_norm, 6), x)
+    smaller = jp.shrink_module(model, small, x)
+    old, new = (
+        nnx.Optimizer(module, optax.adam(0.1), wrt=nnx.Param).opt_state
+        for module in (model, smaller)
+    )
+    assert jax.tree.map(jnp.shape, small.like(old)) == jax.tree.map(jnp.shape, new)
+
+
 def test_norms_of_fewer_features_differ():
     """The mean over 4 of 8 features isn't their sum over 8: by how much, nobody can know before."""
     model, small = shrunk_nnx(abstract(normalised, 8, 6), nets.WORDS)
@@ -165,6 +177,24 @@ def test_norms_of_fewer_features_differ():
     smaller = jp.shrink_module(model, small, nets.WORDS, approximate=True)
     masked = small.apply(small.params, nets.WORDS)
     assert float(jnp.max(jnp.abs(smaller(nets.WORDS) - masked))) > 0.01
+
+
+class Normed(nnx.Module):
+    def __init__(self, features, *, rngs):
+        self.first = nnx.Linear(4, features, rngs=rngs)
+        self.norm = nnx.LayerNorm(features, rngs=rngs)
+        self.last = nnx.Linear(features, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.last(self.norm(self.first(x)))
+
+
+def test_inputs_that_hide_the_difference():
+    model, zeros = Normed(8, rngs=nnx.Rngs(0)), jnp.zeros((2, 4))
+    graph, params = nnx.split(model)
+    small = pruned(lambda params, x: nnx.merge(graph, params)(x), params, zeros)
+    with pytest.raises(ValueError, match=r"differs from `small.apply` by"):
+        jp.shrink_module(model, small, zeros)
 
 
 def test_attributes_of_other_classes():

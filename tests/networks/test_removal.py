@@ -243,6 +243,36 @@ def test_training_goes_on_with_the_state_of_the_optimizer():
     jax.tree.map(close, small.like(jp.apply_mask(big, mask)), new)
 
 
+def _labels(params):
+    return {name: "o" if name == "bias" else "k" for name in params}
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        optax.partition({"k": optax.adam(0.1), "o": optax.sgd(0.1, 0.9)}, _labels),
+        optax.masked(optax.adam(0.1), lambda tree: {name: name != "bias" for name in tree}),
+        optax.MultiSteps(optax.adamw(0.1), 2),
+        optax.inject_hyperparams(optax.rmsprop)(learning_rate=0.1),
+        optax.lbfgs(),
+    ],
+    ids=["partition", "masked", "multi_steps", "inject_hyperparams", "lbfgs"],
+)
+def test_any_state_is_that_of_the_smaller_network(tx):
+    apply, params, x = plain()
+    small = jp.shrink(apply, params, mask_of(params, a=[1], bias=[1], b=[1], B=[1], C=[1]), x)
+    of_shapes = lambda state: jax.tree.map(jnp.shape, state)
+    assert of_shapes(small.like(tx.init(params))) == of_shapes(tx.init(small.params))
+
+
+def test_a_state_that_does_not_mirror_what_was_cut():
+    apply, params, x = plain()
+    small = jp.shrink(apply, params, mask_of(params, a=[1], bias=[1], b=[1], B=[1], C=[1]), x)
+    state = optax.adafactor(0.1, min_dim_size_to_factor=2).init(params)
+    with pytest.raises(ValueError, match=r"'0/v_row/a' of shape .* begin anew, with `tx.init"):
+        small.like(state)
+
+
 def test_export():
     apply, params, x = plain()
     small = jp.shrink(apply, params, mask_of(params, B=[2, 3], C=[2, 3]), x)
