@@ -89,7 +89,7 @@ def channel_mask(
     """
     checks.tree("the parameters", params)
     keep = checked(channels, keep)
-    if all(map(checks.known, jax.tree.leaves((params, keep)))):  # nothing needs to be compiled
+    if all(map(_on_one_device, jax.tree.leaves((params, keep)))):  # nothing needs to be compiled
         ones = lambda leaf: np.ones(leaf.shape, bool) if masks.is_floating(leaf) else None
         mask = _masked(channels, np, jax.tree.map(ones, params), [np.asarray(x) for x in keep])
         return jax.tree.map(_placed_like, params, mask)
@@ -152,6 +152,11 @@ def _placed_like(leaf: Any, mask: np.ndarray | None) -> jax.Array | None:
     """The mask on the devices that its leaf was put on."""
     sharding = leaf.sharding if getattr(leaf, "committed", False) else None
     return None if mask is None else jax.device_put(mask, sharding)
+
+
+def _on_one_device(leaf: Any) -> bool:
+    sharding = getattr(leaf, "sharding", None)
+    return checks.known(leaf) and (sharding is None or len(sharding.device_set) == 1)
 
 
 def _masked(channels: Channels, xp: Any, everything: chex.ArrayTree, keep: Sequence[Any]):

@@ -227,6 +227,9 @@ def test_on_a_mesh(kind, spec):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), norms, expected_norms)
     jax.tree.map(np.testing.assert_array_equal, mask, expected_mask)
     assert mask["w"].sharding.is_equivalent_to(sharding, 2)
+    eager = jp.channel_mask(spread, channels, jax.tree.map(lambda x: x > x.mean(), norms))
+    jax.tree.map(np.testing.assert_array_equal, eager, expected_mask)
+    assert eager["w"].sharding.is_equivalent_to(sharding, 2)
     moved = hlo.summary(function.lower(spread).compile()).moved
     assert moved.bytes <= 4 * 2 * 64
     cost = jax.jit(lambda keep: jp.channel_cost(channels, keep))
