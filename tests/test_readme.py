@@ -15,14 +15,15 @@ def test_code_runs(capsys):
     links, family, look, nnx_loop, nnx_optimizer, linen_loss, *others = pages.blocks("README.md")
     gumbel, hoyer, nm, one_shot, smaller = others
     kernel = jax.random.normal(jax.random.key(0), (16, 16))
-    params = {"hidden": {"kernel": kernel}, "head": {"kernel": kernel}}
+    layer = {"kernel": kernel, "bias": jnp.ones(16)}
+    params = {"hidden": layer, "head": layer}
     names = {"mask": jp.prunable(params), "params": params, "grads": params, "jp": jp}
     for block in (links, family):
         exec(block, names)
         updates, _ = names["tx"].update(params, names["tx"].init(params), params)
         assert jax.tree.structure(updates) == jax.tree.structure(params)
     assert jp.count(names["mask"]) == 512 - round(0.9 * 512)
-    assert jp.sparsity(optax.apply_updates(params, updates)["hidden"]) == 0.5
+    assert jp.sparsity(optax.apply_updates(params, updates)["hidden"]["kernel"]) == 0.5
     params = {"kernel": jnp.ones((4, 5))}
     tx = optax.chain(optax.sgd(0.1), jp.keep_mask(jp.prunable(params)))
 

@@ -85,10 +85,10 @@ def keep_sparse(
         that depend on the leaves' shapes.
       every: updates between two choices of the mask. Of a transposable pattern 40, as in the paper,
         costs below one percent of a ResNet-50's training.
-      where: which leaves can be pruned, as for `prunable`; by default of a pattern those of two or
-        more dimensions whose axes divide by m. (Of leaves that `where` or a tree chooses and that
-        don't divide, the last group is smaller.) Two links with leaves of their own can stand in
-        one chain.
+      where: which leaves can be pruned, as for `prunable`; by default of a pattern those of its
+        kernels and embeddings whose axes divide by m. (Of leaves that `where` or a tree chooses and
+        that don't divide, the last group is smaller.) Two links with leaves of their own can stand
+        in one chain.
 
     Returns:
       A transformation for the end of a chain. The mask is

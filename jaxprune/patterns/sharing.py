@@ -76,15 +76,18 @@ def of_leaves(params: chex.ArrayTree, sparsity: Any, where) -> list[Target | Non
 
 
 def _chosen(params: chex.ArrayTree, own: Target, where: masks.Where | None) -> chex.ArrayTree:
-    """The leaves that `where` chooses; by default those that the pattern divides."""
+    """The leaves that `where` chooses; by default the kernels that the pattern divides."""
     if where is not None or not isinstance(own, NM):
         return masks.prunable(params, where)
+    kernels = masks.kernel_names(params)
     try:
-        return masks.prunable(params, own.divides)
+        return masks.prunable(
+            params, lambda path, leaf: path in kernels and own.divides(path, leaf)
+        )
     except ValueError as error:
         divide = " and ".join(map(str, own.axes))
         raise ValueError(
-            f"{error} Without `where` it takes leaves whose {divide} divide by {own.m}."
+            f"{error} Without `where` it takes kernels whose {divide} divide by {own.m}."
         ) from error
 
 

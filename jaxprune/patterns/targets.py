@@ -69,9 +69,9 @@ class NM:
         return ("inputs", "outputs") if self.transposable else (self.axis,)
 
     def divides(self, path: str, leaf: Any) -> bool:
-        """Whether a leaf has whole groups only: the leaves that are chosen by default."""
+        """Whether a leaf of two or more dimensions has whole groups only."""
         sides = (tiles.length(axis, path, leaf.shape) for axis in self.axes)
-        return leaf.ndim >= 2 and all(side % self.m == 0 for side in sides)
+        return all(side % self.m == 0 for side in sides)
 
     def check(self, path: str, leaf: Any) -> None:
         """Raises an error if a leaf doesn't have the axes."""

@@ -64,7 +64,8 @@ def prunable(params: chex.ArrayTree, where: Where | None = None) -> chex.ArrayTr
     """
     checks.tree("the argument of `prunable`", params)
     if where is None:
-        chosen = lambda path, leaf: leaf.ndim >= 2 and not _is_bias_or_scale(params, path)
+        kernels = kernel_names(params)
+        chosen = lambda path, leaf: path_name(path) in kernels
     elif isinstance(where, str):
         pattern = _compiled(where)
         chosen = lambda path, leaf: pattern.search(path_name(path)) is not None
@@ -97,6 +98,15 @@ def prunable(params: chex.ArrayTree, where: Where | None = None) -> chex.ArrayTr
             + f"; the leaves are {paths}. Pass `where` to choose others."
         )
     return mask
+
+
+def kernel_names(params: chex.ArrayTree) -> set[str]:
+    """The paths of the leaves that can be pruned if nobody says which: kernels and embeddings."""
+    return {
+        path_name(path)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+        if is_floating(leaf) and leaf.ndim >= 2 and not _is_bias_or_scale(params, path)
+    }
 
 
 def _compiled(where: str) -> re.Pattern:

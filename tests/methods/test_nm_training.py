@@ -58,6 +58,20 @@ def test_leaves_that_divide_are_chosen_by_default(link, chosen):
     assert {name for name, leaves in mask.items() if leaves["kernel"] is not None} == chosen
 
 
+def test_no_bias_and_no_scale_is_chosen_by_default():
+    stack = {
+        "kernel": jnp.ones((4, 8, 8)),
+        "bias": jnp.ones((4, 8)),
+        "norm": {"scale": jnp.ones((4, 8))},
+    }
+    query = {"kernel": jnp.ones((8, 2, 4)), "bias": jnp.ones((4, 4))}
+    _, mask = jp.prune_to({"layers": stack, "query": query}, "2:4")
+    assert jp.count(mask) == jp.count((mask["layers"]["kernel"], mask["query"]["kernel"])) == 160
+    assert (
+        mask["layers"]["bias"] is mask["layers"]["norm"]["scale"] is mask["query"]["bias"] is None
+    )
+
+
 def test_a_chosen_leaf_that_does_not_divide_keeps_at_most_n():
     tx = optax.chain(optax.sgd(0.1), jp.keep_sparse(jp.NM(2, 4, transposable=True), where="kernel"))
     params, _ = steps_of(tx, network(), 1)[0]
