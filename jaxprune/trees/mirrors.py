@@ -9,13 +9,15 @@ columns and GaLore's projections don't have the shape, and belong to no single w
 and `partition` with trees of labels, `muon`, `lbfgs` and `sm3`, and hands on adafactor's factors.
 """
 
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
 import optax
 
 
-def owned(state: chex.ArrayTree, params: chex.ArrayTree, tree: chex.ArrayTree) -> chex.ArrayTree:
+def owned(state: Any, params: chex.ArrayTree, tree: chex.ArrayTree) -> Any:
     """What a tree like the parameters holds under the path that the path of a leaf ends with.
 
     Returns:
