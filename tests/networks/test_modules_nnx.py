@@ -197,6 +197,18 @@ def test_inputs_that_hide_the_difference():
         jp.shrink_module(model, small, zeros)
 
 
+def test_a_network_that_does_not_take_all_numbers():
+    def of_logarithms(width):
+        rngs = nnx.Rngs(0)
+        layers = [nnx.Linear(3, width, rngs=rngs), nnx.Linear(width, 2, rngs=rngs)]
+        return Layers(layers, lambda layers, x: in_turn(layers, jnp.log(x)))
+
+    x = 1 + abs(nets.normal(5, 3))
+    model, small = shrunk_nnx(abstract(of_logarithms, 6), x)
+    smaller = jp.shrink_module(model, small, x)
+    close(smaller(x), small.apply(small.params, x))
+
+
 def test_attributes_of_other_classes():
     class Heads(nnx.Module):
         def __init__(self, heads):
