@@ -46,6 +46,10 @@ class Log:
         self.rows = rows
         processes.write(self.path, "".join(json.dumps(row) + "\n" for row in rows))
 
+    def replace(self, number: int, rows: list[dict]) -> None:
+        """Has these rows, and no others, of phase `number`."""
+        self.keep([*(row for row in self.rows if row["number"] != number), *rows])
+
     def append(self, row: dict) -> None:
         """Adds a row."""
         self.rows.append(row)
@@ -61,8 +65,8 @@ class Log:
 
 def rows_of(path: Path) -> list[dict]:
     """The whole lines of a log file; none if there is no file."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 class PhaseLog:

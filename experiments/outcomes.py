@@ -118,8 +118,8 @@ def _take_over(experiment: Experiment, folder: Path, log: Log, reuse: Path) -> N
                 break
         else:
             return
-        rows = rows_of(found.parent / log.path.name)
-        log.keep([*log.rows, *(row for row in rows if row["number"] == number)])
+        there = rows_of(found.parent / log.path.name)
+        log.replace(number, [row for row in there if row["number"] == number])
         shutil.copytree(found, folder / f"{name}.partial", dirs_exist_ok=True)
         processes.write(folder / f"{name}.txt", wanted)
         (folder / f"{name}.partial").rename(folder / name)
