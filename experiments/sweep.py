@@ -7,8 +7,9 @@
 
 Without --sparsities and --vary each config is run over its own `grid`, if the file defines one: a
 list of settings, each a dict such as {"sparsity": 0.9} or {"threshold.value": 0.1}. Further flags
-go to `experiments.run`. Each run has its own folder beneath --out; finished ones are not repeated,
-nor are the first phases that runs have in common, nor is what takes long to compile.
+go to `experiments.run`; they may not set what varies. Each run has its own folder beneath --out;
+finished ones are not repeated, nor are the first phases that runs have in common, nor is what takes
+long to compile.
 """
 
 import argparse
@@ -25,6 +26,12 @@ from experiments import figures, processes, run
 from experiments.experiment import config_name, definitions
 from experiments.tasks import Metric
 from experiments.usage import Parser, UsageError, exit_with_one_line
+
+_ELSEWHERE = {
+    "seed": "seeds of a sweep are given by --seeds=0,1,2",
+    "out": "a sweep has one --out for all runs",
+    "compile_for": "steps are compiled by experiments.run, of one config",
+}
 
 
 class Cell(NamedTuple):
@@ -89,8 +96,7 @@ def keep_compiled(folder: Path) -> None:
 
 def planned(flags: argparse.Namespace, others: list[str]) -> list[Cell]:
     """What to run, each command checked before the first one is run."""
-    if not all(seed.isdecimal() for seed in flags.seeds.split(",")):
-        raise UsageError(f"--seeds needs numbers such as 0,1,2, got {flags.seeds!r}")
+    seeds = seeds_of(flags.seeds)
     names = [config_name(config) for config in flags.configs]
     if len(set(names)) < len(names):
         raise UsageError(f"configs must have different names, got {', '.join(names)}")
@@ -98,16 +104,56 @@ def planned(flags: argparse.Namespace, others: list[str]) -> list[Cell]:
     grids = {config: varied or own_grid(config) for config in flags.configs}
     cells = []
     for name, (config, grid) in zip(names, grids.items(), strict=True):
+        source = "the command line" if varied else f"the grid of {config}"
+        check_apart(grid, source, passed_on(config, others))
         for settings in grid:
             label = "".join(f"-{key}{value}" for key, value in settings.items())
-            common = [config, *map(as_flag, settings.items()), f"--reuse={folder}", *others]
+            common = [config, f"--reuse={folder}", *map(as_flag, settings.items()), *others]
             runs = []
-            for seed in map(int, flags.seeds.split(",")):
+            for seed in seeds:
                 out = folder / f"{name}{label}-seed{seed}".replace("/", "-")
                 runs.append((out, [*common, f"--seed={seed}", f"--out={out}"]))
             run.configured(run.parse(runs[0][1]))
             cells.append(Cell(name, settings, runs))
     return cells
+
+
+def seeds_of(text: str) -> list[int]:
+    """The seeds on the command line."""
+    if not all(seed.isdecimal() for seed in text.split(",")):
+        raise UsageError(f"--seeds needs numbers such as 0,1,2, got {text!r}")
+    seeds = [*map(int, text.split(","))]
+    check_once("--seeds", seeds)
+    return seeds
+
+
+def check_once(what: str, values: Sequence[Any]) -> None:
+    """Raises a UsageError if a value is there twice: it would be run as if it were two."""
+    for value in values:
+        if values.count(value) > 1:
+            raise UsageError(f"{what} has {value} more than once")
+
+
+def passed_on(config: str, others: list[str]) -> set[str]:
+    """The settings that flags for `experiments.run` fix in all runs."""
+    own, given = run.parser(), run.parse([config, *others])
+    flags = {name for name, value in vars(given).items() if value != own.get_default(name)}
+    return flags | {setting.partition("=")[0] for setting in given.set}
+
+
+def check_apart(grid: list[dict[str, Any]], source: str, fixed: set[str]) -> None:
+    """Raises a UsageError if rows would be labelled with what they aren't run with."""
+    varied = dict.fromkeys(name for settings in grid for name in settings)
+    for name, reason in _ELSEWHERE.items():
+        if name in varied or name in fixed:
+            raise UsageError(f"{name}: {reason}")
+    of_phases = {name for name in fixed if name.endswith(".epochs")}
+    for name in varied:
+        if name in fixed or (name == "epochs" and of_phases):
+            raise UsageError(
+                f"{name} is fixed by a flag and varied by {source}: leave the flag away, or say "
+                "by --vary or --sparsities what varies"
+            )
 
 
 def own_grid(config: str) -> list[dict[str, Any]]:
@@ -120,6 +166,8 @@ def own_grid(config: str) -> list[dict[str, Any]]:
 
 def product(flags: argparse.Namespace) -> list[dict[str, str]]:
     """All combinations of the settings on the command line; empty if there are none."""
+    if flags.sparsities == "":
+        raise UsageError("--sparsities needs numbers such as 0.5,0.9, got none")
     choices = [f"sparsity={flags.sparsities}"] if flags.sparsities else []
     names, values = [], []
     for choice in [*choices, *flags.vary]:
@@ -128,6 +176,8 @@ def product(flags: argparse.Namespace) -> list[dict[str, str]]:
             raise UsageError(f"--vary needs setting=value,value,..., got {choice!r}")
         names.append(name)
         values.append(texts.split(","))
+        check_once(name, values[-1])
+    check_once("what varies", names)
     if not names:
         return []
     return [dict(zip(names, each, strict=True)) for each in itertools.product(*values)]

@@ -115,3 +115,12 @@ def test_configs_of_two_data_sets_have_folders_of_their_own(tmp_path):
         "mnist-probmask-seed3",
     ]
     assert "--holdout=5" in cells[0].runs[0][1]
+
+
+def test_flags_that_vary_nothing_go_to_every_run(config, tmp_path):
+    path = config(with_phases(DENSE, Threshold(1.0)), grid=[{"threshold.value": 0.5}])
+    flags = ["--set=threshold.rule=absolute", "--vary=threshold.value=0.1,0.2", "--sparsity=0.5"]
+    cells = sweep.planned(*sweep.parse([path, "--seeds=0", f"--out={tmp_path}", *flags]))
+    made = [run.configured(run.parse(command)) for cell in cells for _, command in cell.runs]
+    assert [each.phases[1] for each in made] == [Threshold(v, "absolute") for v in (0.1, 0.2)]
+    assert [each.sparsity for each in made] == [0.5, 0.5]

@@ -21,6 +21,7 @@ def here(config, tmp_path, monkeypatch):
     config(with_phases(dataclasses.replace(SEARCH, choose="best_sampled")), "sampled")
     config(with_phases(TrainPattern(1, batch=64, where="conv9")), "nowhere")
     config(SMALL, "grid", grid=[1])
+    config(SMALL, "drawn", grid=[{"search.draws": draws} for draws in (1, 2)])
     for name, text in {
         "plain.txt": "",
         "empty.py": "",
@@ -127,6 +128,39 @@ WRONG = [
     ("sweep", "gone.py", "no config file gone.py"),
     ("sweep", "small.py small.py", "configs must have different names, got small, small"),
     ("sweep", "small.py --seeds=a", "--seeds needs numbers such as 0,1,2, got 'a'"),
+    ("sweep", "small.py --seeds=0,1,00", "--seeds has 0 more than once"),
+    ("sweep", "small.py --seed=7", "seed: seeds of a sweep are given by --seeds"),
+    ("sweep", "small.py --compile_for=v5e:4x4", "compile_for: steps are compiled by experiments.r"),
+    ("sweep", "small.py --vary=seed=5,6", "seed: seeds of a sweep are given by --seeds"),
+    ("sweep", "small.py --vary=out=a,b", "out: a sweep has one --out for all runs"),
+    ("sweep", "small.py --sparsities=", "--sparsities needs numbers such as 0.5,0.9, got none"),
+    (
+        "sweep",
+        "small.py --sparsities=0.5 --vary=sparsity=0.9",
+        "what varies has sparsity more than",
+    ),
+    ("sweep", "small.py --vary=search.batch=64,64", "search.batch has 64 more than once"),
+    (
+        "sweep",
+        "small.py --sparsities=0.5,0.9 --sparsity=0.8",
+        "sparsity is fixed by a flag and varied by the command line: leave the flag away",
+    ),
+    (
+        "sweep",
+        "small.py --vary=search.batch=64,128 --set=search.batch=32",
+        "search.batch is fixed by a flag and varied by the command line",
+    ),
+    (
+        "sweep",
+        "small.py --vary=epochs=x1,x2 --set=search.epochs=3",
+        "epochs is fixed by a flag and",
+    ),
+    (
+        "sweep",
+        "drawn.py --set=search.draws=3",
+        "search.draws is fixed by a flag and varied by the grid of drawn.py: leave the flag away, "
+        "or say by --vary or --sparsities what varies",
+    ),
     ("sweep", "small.py --sparsities=0.5,90", "sparsity must lie in [0, 1], got 90.0"),
     ("sweep", "small.py --sparsities=0.5,x", "argument --sparsity: invalid float value: 'x'"),
     (
