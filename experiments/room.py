@@ -40,8 +40,12 @@ class Room:
         self._heldout_scores = self.heldout.scorer(self._scores, at_once)
 
     def check(self, phase: Any) -> None:
-        """Raises a UsageError if the phase can't train on these records and devices."""
+        """Raises a UsageError if the phase can't work on these records and devices."""
         count, devices = self.train.count, self.devices.sharing
+        if not phase.epochs:
+            if hasattr(phase, "batch"):
+                self._check_calibration(phase)
+            return
         if phase.batch < 1 or phase.batch % devices or phase.batch > count:
             raise UsageError(
                 f"{phase.name}: the batch of {phase.batch} must be positive, divide by the "
@@ -50,6 +54,14 @@ class Room:
         if phase.needs_heldout and not self.heldout.count:
             raise UsageError(
                 f"{phase.name}: choosing among sampled masks needs held-out records: set --holdout"
+            )
+
+    def _check_calibration(self, phase):
+        records = min(phase.records, self.train.count)
+        if phase.batch > records:
+            raise UsageError(
+                f"{phase.name}: the batch of {phase.batch} must be at most the {records} training "
+                "records that it looks at"
             )
 
     def test_metric(self, weights: Tree, rest: Tree) -> jax.Array:

@@ -162,9 +162,8 @@ def applied(phase: Any, network: Network, experiment: Experiment, room: Room) ->
 def check(experiment: Experiment, network: Network, room: Room) -> None:
     """Raises a UsageError if a phase can't follow those before it, or begin with these shapes."""
     for number, phase in enumerate(experiment.phases):
-        if phase.epochs:
-            room.check(phase)
-        elif phase.returns_to not in (None, *range(number)):
+        room.check(phase)
+        if not phase.epochs and phase.returns_to not in (None, *range(number)):
             raise UsageError(
                 f"{phase.name}: returns_to must be a phase before it, of 0 to {number - 1}, "
                 f"got {phase.returns_to}"
@@ -308,6 +307,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     own = parser()
     flags, unknown = own.parse_known_args(arguments)
     own.check_known(unknown)
+    for name, value in vars(flags).items():
+        if value == "":
+            raise UsageError(f"--{name} needs a value, got none")
+    if not flags.checkpoint_seconds >= 0:
+        raise UsageError(f"--checkpoint_seconds must be at least 0, got {flags.checkpoint_seconds}")
     return flags
 
 

@@ -7,7 +7,15 @@ import jax
 import jax.numpy as jnp
 
 import jaxprune as jp
-from experiments.phases.base import KERNELS, Network, OneShot, Tree
+from experiments.phases.base import (
+    KERNELS,
+    Network,
+    OneShot,
+    Tree,
+    check_choice,
+    check_counts,
+    check_not_negative,
+)
 from experiments.phases.nm import Pattern
 
 
@@ -21,6 +29,10 @@ class _Calibrated(OneShot):
     damping: float = 0.01
     name: str = "calibrated"
     whole_leaves = True
+
+    def __post_init__(self):
+        check_counts(self, "records", "batch")
+        check_not_negative(self, "damping")
 
     def apply(self, network: Network, sparsity: float, room) -> Network:
         """The network with its mask and new weights and biases."""
@@ -42,6 +54,10 @@ class Reconstruct(Pattern, _Calibrated):
 
     method: str = "closed_form"
     name: str = "reconstruct"
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_choice("method", self.method, ("closed_form", "gradient"))
 
     def pruned(self, run, network, sparsity, batches):
         """The mask of the largest magnitudes, and what makes up for it."""
@@ -72,6 +88,19 @@ class PruneLayers(_Calibrated):
     where: str = KERNELS
     name: str = "layers"
 
+    def __post_init__(self):
+        super().__post_init__()
+        check_choice("method", self.method, ("magnitude", "wanda", "sparsegpt", "admm"))
+        check_choice("scope", self.scope, (None, "layer", "outputs"))
+        if self.pattern:
+            self._target()
+
+    def mask(self, network):
+        """That of the network; raises an error if there is nothing to prune, or no pattern."""
+        jp.prunable(network.weights, self.where)
+        self._target()
+        return network.mask
+
     def pruned(self, run, network, sparsity, batches):
         """The masks that the method finds; other leaves keep everything."""
         weights, found = jp.prune_layers(
@@ -91,10 +120,13 @@ class PruneLayers(_Calibrated):
         return weights, mask
 
     def _target(self):
-        if not self.transposable:
-            return self.pattern
-        n, _, m = self.pattern.partition(":")
-        return jp.NM(int(n), int(m), transposable=True)
+        if not self.pattern and not self.transposable:
+            return None
+        try:
+            n, m = map(int, self.pattern.split(":"))
+        except ValueError as error:
+            raise ValueError(f"pattern must be such as '2:4', got {self.pattern!r}") from error
+        return jp.NM(n, m, transposable=self.transposable)
 
 
 def _without_dense_leaves(mask: Tree) -> Tree:
@@ -109,6 +141,9 @@ class Recalibrate(OneShot):
     batch: int = 250
     passes: int = 12
     name: str = "recalibrate"
+
+    def __post_init__(self):
+        check_counts(self, "records", "batch", "passes")
 
     def apply(self, network: Network, sparsity: float, room) -> Network:
         """The network with another rest."""

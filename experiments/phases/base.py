@@ -7,6 +7,7 @@ runner asks it, in this order, for the phase `in_room`, what is trained (`begin`
 public links and functions of jaxprune and optax.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -71,6 +72,7 @@ class OneShot:
 
     One with `whole_leaves` reads leaves on the host, and gets them whole on every device. One that
     `returns_to` an earlier phase, by its number, gets the outcome of that one under the last mask.
+    One with a `batch` looks at so many `records`, a batch at a time.
     """
 
     epochs = 0
@@ -122,3 +124,35 @@ def check_choice(field: str, value: Any, allowed: Sequence[str]) -> None:
     """Raises a ValueError unless the value is allowed."""
     if value not in allowed:
         raise ValueError(f"{field} must be one of {[*allowed]}, got {value!r}")
+
+
+def check_counts(phase: Any, *fields: str) -> None:
+    """Raises a ValueError unless these fields are at least 1."""
+    _check(phase, fields, "at least 1", lambda value: value >= 1)
+
+
+def check_not_negative(phase: Any, *fields: str) -> None:
+    """Raises a ValueError unless these fields are finite and not negative."""
+    _check(phase, fields, "finite and not negative", lambda value: 0 <= value < math.inf)
+
+
+def check_positive(phase: Any, *fields: str) -> None:
+    """Raises a ValueError unless these fields are finite and positive, or None."""
+    holds = lambda value: value is None or 0 < value < math.inf
+    _check(phase, fields, "finite and positive", holds)
+
+
+def check_fractions(phase: Any, *fields: str) -> None:
+    """Raises a ValueError unless these fields lie in [0, 1]."""
+    _check(phase, fields, "a fraction in [0, 1]", lambda value: 0 <= value <= 1)
+
+
+def check_fractions_above_0(phase: Any, *fields: str) -> None:
+    """Raises a ValueError unless these fields lie in (0, 1]."""
+    _check(phase, fields, "a fraction in (0, 1]", lambda value: 0 < value <= 1)
+
+
+def _check(phase, fields, allowed, holds):
+    for field in fields:
+        if not holds(value := getattr(phase, field)):
+            raise ValueError(f"{field} must be {allowed}, got {value}")

@@ -5,7 +5,12 @@ import functools
 
 import optax
 
-from experiments.phases.base import Training, check_choice
+from experiments.phases.base import (
+    Training,
+    check_choice,
+    check_not_negative,
+    check_positive,
+)
 
 _L2 = {"sgd": functools.partial(optax.sgd, momentum=0.9), "adam": optax.adam}
 
@@ -35,8 +40,12 @@ class Descent(Training):
             raise ValueError(
                 f"decay must be 'cosine', 'constant' or a tuple of fractions, got {self.decay!r}"
             )
+        if not isinstance(self.decay, str) and not all(0 <= at <= 1 for at in self.decay):
+            raise ValueError(f"decay must be fractions in [0, 1], got {self.decay}")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup must be a fraction in [0, 1), got {self.warmup}")
+        check_not_negative(self, "learning_rate", "weight_decay")
+        check_positive(self, "clip")
 
     def clipping(self) -> optax.GradientTransformation:
         """Gradients of at most the norm `clip`, or as they are."""

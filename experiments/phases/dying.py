@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 import jaxprune as jp
-from experiments.phases.base import Network, OneShot, Tree
+from experiments.phases.base import Network, OneShot, Tree, check_not_negative
 from experiments.phases.removal import without_channels
 from experiments.usage import UsageError
 
@@ -24,6 +24,9 @@ class RemoveDying(OneShot):
     below: float = 1e-3
     name: str = "dying"
     whole_leaves = True
+
+    def __post_init__(self):
+        check_not_negative(self, "below")
 
     def apply(self, network: Network, sparsity: float, room) -> Network:
         """The network with a mask over all that goes with the channels."""

@@ -8,7 +8,14 @@ import jax.numpy as jnp
 import optax
 
 import jaxprune as jp
-from experiments.phases.base import Network, Training, Tree, partition
+from experiments.phases.base import (
+    Network,
+    Training,
+    Tree,
+    check_not_negative,
+    check_positive,
+    partition,
+)
 from experiments.phases.removal import without_channels
 
 
@@ -39,6 +46,8 @@ class TrainGates(Training):
             raise ValueError(f"open_from must lie between 0 and 1, got {self.open_from}")
         if not self.sharpest > 1:
             raise ValueError(f"sharpest must be above 1, got {self.sharpest}")
+        check_positive(self, "travel")
+        check_not_negative(self, "strength")
 
     def in_room(self, network: Network, room) -> "_Gating":
         """The phase with the channels of this network."""

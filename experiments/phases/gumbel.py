@@ -13,6 +13,8 @@ from experiments.phases.base import (
     Training,
     Tree,
     check_choice,
+    check_not_negative,
+    check_positive,
     kept,
     partition,
 )
@@ -49,6 +51,8 @@ class Extract(Training):
         check_choice("estimator", self.estimator, ("gumbel", "supermask", "edge_popup"))
         check_choice("rescale", self.rescale, ("smart", "dynamic", "none"))
         check_choice("budget", self.budget, ("free", "projection", "penalty", "top_k"))
+        check_positive(self, "temperature")
+        check_not_negative(self, "learning_rate", "scale_learning_rate", "strength")
 
     def begin(self, network: Network, sparsity: float) -> Tree:
         """Frozen weights, logits (or scores), and scales."""

@@ -10,7 +10,14 @@ import optax
 
 import jaxprune as jp
 from experiments import structure
-from experiments.phases.base import KERNELS, Network, OneShot, Tree, check_choice
+from experiments.phases.base import (
+    KERNELS,
+    Network,
+    OneShot,
+    Tree,
+    check_choice,
+    check_not_negative,
+)
 from experiments.phases.dense import Dense
 
 _INPUTS_AND_OUTPUTS = ("inputs", "outputs")
@@ -41,6 +48,7 @@ class Regularize(Dense):
     def __post_init__(self):
         super().__post_init__()
         check_choice("penalty", self.penalty, [*_PENALTIES, _OF_CHANNELS])
+        check_not_negative(self, "strength")
 
     def links(self, network, sparsity, steps, room):
         """As for dense training, with the penalty in front."""
@@ -78,6 +86,7 @@ class Threshold(OneShot):
 
     def __post_init__(self):
         check_choice("rule", self.rule, ("std", "trimming_point", "absolute"))
+        check_not_negative(self, "value")
 
     def apply(self, network: Network, sparsity: float, room) -> Network:
         """The network with the mask of what reaches the threshold."""

@@ -7,7 +7,14 @@ import jax
 import optax
 
 import jaxprune as jp
-from experiments.phases.base import KERNELS, Network, Tree
+from experiments.phases.base import (
+    KERNELS,
+    Network,
+    Tree,
+    check_counts,
+    check_not_negative,
+    check_positive,
+)
 from experiments.phases.dense import Dense, FineTune
 
 
@@ -30,8 +37,9 @@ class Compress(Dense):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.projections < 1:
-            raise ValueError(f"projections must be at least 1, got {self.projections}")
+        check_counts(self, "projections", "budget", "most_bits")
+        check_not_negative(self, "place_bits")
+        check_positive(self, "strength", "final_strength")
 
     def links(self, network, sparsity, steps, room):
         """As for dense training, with the pull in front."""
@@ -66,6 +74,10 @@ class TrainQuantized(FineTune):
 
     bits: int = 4
     name: str = "quantized"
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_counts(self, "bits")
 
     def grids(self, network: Network) -> Tree:
         """The grids of all kept weights."""

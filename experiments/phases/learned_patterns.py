@@ -6,7 +6,15 @@ import jax
 import optax
 
 import jaxprune as jp
-from experiments.phases.base import BatchLoss, Network, Training, Tree, partition
+from experiments.phases.base import (
+    BatchLoss,
+    Network,
+    Training,
+    Tree,
+    check_not_negative,
+    check_positive,
+    partition,
+)
 from experiments.phases.nm import Pattern
 
 
@@ -24,6 +32,10 @@ class LearnPattern(Pattern, Training):
     prior: float = 2.0
     final_temperature: float = 0.3
     name: str = "learn"
+
+    def __post_init__(self):
+        check_positive(self, "final_temperature")
+        check_not_negative(self, "learning_rate", "prior")
 
     def begin(self, network: Network, sparsity: float) -> Tree:
         """Frozen weights and logits of patterns."""

@@ -5,7 +5,16 @@ import dataclasses
 import optax
 
 import jaxprune as jp
-from experiments.phases.base import KERNELS, Network, OneShot, nonzero, rising
+from experiments.phases.base import (
+    KERNELS,
+    Network,
+    OneShot,
+    check_counts,
+    check_fractions,
+    check_fractions_above_0,
+    nonzero,
+    rising,
+)
 from experiments.phases.dense import Dense
 
 
@@ -21,8 +30,7 @@ class PruneMagnitudes(OneShot):
     name: str = "magnitude"
 
     def __post_init__(self):
-        if not 0 < self.part <= 1:
-            raise ValueError(f"part must be in (0, 1], got {self.part}")
+        check_fractions_above_0(self, "part")
 
     def apply(self, network: Network, sparsity: float, room) -> Network:
         """The network with the mask of its largest weights."""
@@ -63,6 +71,11 @@ class PruneGradually(Dense):
     straight_through: bool = False
     name: str = "gradual"
 
+    def __post_init__(self):
+        super().__post_init__()
+        check_counts(self, "every")
+        check_fractions(self, "dense_until", "reach_sparsity_at")
+
     def schedule(self, sparsity: float, steps: int) -> tuple[optax.Schedule, int]:
         """The sparsity over the steps, and how many of them a mask stands."""
         return rising(sparsity, self.dense_until, self.reach_sparsity_at, steps), self.every
@@ -99,6 +112,11 @@ class PruneAlternately(PruneGradually):
     sparse_from: float = 0.75
     turn: float = 0.05
     name: str = "alternate"
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_fractions(self, "sparse_from")
+        check_fractions_above_0(self, "turn")
 
     def schedule(self, sparsity, steps):
         """No sparsity or all of it, in whole turns."""

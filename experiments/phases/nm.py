@@ -6,7 +6,16 @@ import jax
 import optax
 
 import jaxprune as jp
-from experiments.phases.base import KERNELS, Network, OneShot, Tree, magnitudes, nonzero
+from experiments.phases.base import (
+    KERNELS,
+    Network,
+    OneShot,
+    Tree,
+    check_counts,
+    check_not_negative,
+    magnitudes,
+    nonzero,
+)
 from experiments.phases.dense import Dense
 
 
@@ -59,6 +68,11 @@ class TrainPattern(Pattern, Dense):
     straight_through: bool = True
     pruned_decay: float = 0.0
     name: str = "train"
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_counts(self, "every")
+        check_not_negative(self, "pruned_decay")
 
     def links(self, network, sparsity, steps, room):
         """As for dense training, projected onto the pattern."""

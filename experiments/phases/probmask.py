@@ -7,7 +7,16 @@ import jax.numpy as jnp
 import optax
 
 import jaxprune as jp
-from experiments.phases.base import check_choice, kept, partition, rising
+from experiments.phases.base import (
+    check_choice,
+    check_counts,
+    check_fractions,
+    check_fractions_above_0,
+    check_not_negative,
+    kept,
+    partition,
+    rising,
+)
 from experiments.phases.descent import Descent, decayed
 
 
@@ -37,11 +46,21 @@ class Search(Descent):
         super().__post_init__()
         check_choice("estimator", self.estimator, ("pathwise", "vrpge"))
         check_choice("choose", self.choose, ("top_k", "best_sampled"))
+        check_counts(self, "draws")
+        check_not_negative(self, "probability_learning_rate")
+        check_fractions(self, "dense_until", "reach_sparsity_at")
+        check_fractions_above_0(self, "start", "final_temperature")
 
     @property
     def needs_heldout(self) -> bool:
         """Whether `end` measures masks on held-out training records."""
         return self.choose == "best_sampled"
+
+    def in_room(self, network, room):
+        """The phase, if its estimator has draws enough."""
+        if self.estimator == "vrpge" and self.draws < 2:
+            raise ValueError(f"draws must be at least 2 for vrpge, got {self.draws}")
+        return self
 
     def begin(self, network, sparsity):
         """Weights and, for each that the mask can prune, a keep probability."""

@@ -11,8 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxprune as jp
-from experiments.phases.base import Network, OneShot, Tree, check_choice
-from experiments.usage import UsageError
+from experiments.phases.base import (
+    Network,
+    OneShot,
+    Tree,
+    check_choice,
+    check_counts,
+    check_positive,
+)
+from experiments.usage import UsageError, check_pattern
 
 # Rounding decides between classes that are all but equal: one record in a thousand.
 _TIES = 1e-3
@@ -40,6 +47,9 @@ class PruneChannels(OneShot):
 
     def __post_init__(self):
         check_choice("of", self.of, ("flops", "parameters"))
+        check_counts(self, "multiple_of")
+        check_positive(self, "budget")
+        check_pattern("where", self.where)
 
     def apply(self, network: Network, sparsity: float, room) -> Network:
         """The network with a mask over all that goes with the channels."""

@@ -5,7 +5,14 @@ import dataclasses
 import jax
 
 import jaxprune as jp
-from experiments.phases.base import Network, OneShot, Tree, check_choice
+from experiments.phases.base import (
+    Network,
+    OneShot,
+    Tree,
+    check_choice,
+    check_counts,
+    check_not_negative,
+)
 from experiments.phases.removal import without_channels
 from experiments.usage import UsageError
 
@@ -30,6 +37,8 @@ class PruneBySensitivity(OneShot):
 
     def __post_init__(self):
         check_choice("of", self.of, ("flops", "parameters"))
+        check_counts(self, "records", "batch")
+        check_not_negative(self, "seed")
 
     def apply(self, network: Network, sparsity: float, room) -> Network:
         """The network with a mask over all that goes with the channels, perhaps reweighted."""

@@ -6,7 +6,17 @@ import jax
 import optax
 
 import jaxprune as jp
-from experiments.phases.base import KERNELS, Network, OneShot, check_choice, nonzero
+from experiments.phases.base import (
+    KERNELS,
+    Network,
+    OneShot,
+    check_choice,
+    check_counts,
+    check_fractions,
+    check_not_negative,
+    check_positive,
+    nonzero,
+)
 from experiments.phases.dense import FineTune
 
 
@@ -29,6 +39,9 @@ class PruneAtStart(OneShot):
     def __post_init__(self):
         check_choice("by", self.by, ("snip", "grasp", "random"))
         check_choice("densities", self.densities, ("uniform", "erk"))
+        check_counts(self, "records")
+        check_positive(self, "temperature")
+        check_not_negative(self, "seed")
 
     def apply(self, network: Network, sparsity: float, room) -> Network:
         """The network with the mask, and zeros where it prunes."""
@@ -72,6 +85,12 @@ class Regrow(FineTune):
     every: int = 100
     until: float = 0.75
     name: str = "regrow"
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_choice("by", self.by, ("gradient", "random"))
+        check_counts(self, "every")
+        check_fractions(self, "fraction", "until")
 
     def links(self, network, sparsity, steps, room):
         """The optimizer within the link that moves its mask."""

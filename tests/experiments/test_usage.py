@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from experiments import run, sweep
-from experiments.phases import FineTune, TrainPattern
+from experiments.phases import FineTune, PruneChannels, PruneLayers, TrainPattern
 from experiments.usage import UsageError, exit_with_one_line, fits, nearest
 from tests.experiments.runs import SEARCH, SMALL
 
@@ -20,6 +20,9 @@ def here(config, tmp_path, monkeypatch):
     config(with_phases(SEARCH, FineTune(1, batch=60)), "batch60")
     config(with_phases(dataclasses.replace(SEARCH, choose="best_sampled")), "sampled")
     config(with_phases(TrainPattern(1, batch=64, where="conv9")), "nowhere")
+    config(with_phases(SEARCH, PruneChannels()), "channels")
+    config(with_phases(SEARCH, PruneLayers()), "layers")
+    config(with_phases(dataclasses.replace(SEARCH, estimator="vrpge", draws=1)), "vrpge")
     config(SMALL, "grid", grid=[1])
     config(SMALL, "drawn", grid=[{"search.draws": draws} for draws in (1, 2)])
     for name, text in {
@@ -75,6 +78,17 @@ WRONG = [
     ("run", "small.py --limit=2000", "limit must be between 1 and the 1437 training records"),
     ("run", "small.py --holdout=256", "holdout must be between 0 and 255, got 256"),
     ("run", "small.py --holdout=-1", "holdout must be between 0 and 255, got -1"),
+    (
+        "run",
+        "small.py --checkpoint_seconds=nan",
+        "checkpoint_seconds must be at least 0, got nan",
+    ),
+    (
+        "run",
+        "small.py --checkpoint_seconds=-1",
+        "checkpoint_seconds must be at least 0, got -1.0",
+    ),
+    ("run", "small.py --mesh=", "--mesh needs a value, got none"),
     # data sets, models, folders
     (
         "run",
@@ -99,6 +113,25 @@ WRONG = [
     ("run", "small.py --set=search.epochs=many", "search.epochs must be of type int, got 'many'"),
     ("run", "small.py --set=search.choose=any", "choose must be one of ['top_k', 'best_sampled']"),
     ("run", "small.py --set=search.dense_until=0.9", "search: steps must satisfy 0 <= begin < end"),
+    ("run", "small.py --set=search.draws=0", "search.draws=0: draws must be at least 1, got 0"),
+    ("run", "channels.py --set=prune-channels.where=[", "where: '[' is no regular expression"),
+    ("run", "channels.py --set=prune-channels.budget=-5", "budget must be finite and positive"),
+    ("run", "layers.py --set=layers.pattern=2:x", "pattern must be such as '2:4', got '2:x'"),
+    ("run", "layers.py --set=layers.transposable=True", "layers: pattern must be such as '2:4', g"),
+    ("run", "layers.py --set=layers.where=[", "layers: `where`='[' is no regular expression"),
+    ("run", "layers.py --set=layers.where=conv9", "layers: "),
+    ("run", "layers.py --set=layers.records=0", "records must be at least 1, got 0"),
+    (
+        "run",
+        "layers.py --set=layers.records=100",
+        "layers: the batch of 250 must be at most the",
+    ),
+    (
+        "run",
+        "layers.py --limit=200",
+        "layers: the batch of 250 must be at most the 200 tr",
+    ),
+    ("run", "vrpge.py", "search: draws must be at least 2 for vrpge, got 1"),
     ("run", "small.py --set=dataset.size=3", "--set=dataset.size=3: needs name=value"),
     ("run", "small.py --set=dataset.standardize=3", "standardize must be of type bool, got 3"),
     # what the records and devices allow
