@@ -8,11 +8,12 @@ python -m benchmarks.ahead > benchmarks/results/ahead.md
 
 import dataclasses
 import importlib.metadata
-import sys
+from collections.abc import Sequence
 
 from experiments import run
 from experiments.costs import ahead
 from experiments.costs.ahead import Step, size
+from experiments.usage import Parser, check_found, exit_with_one_line
 
 CONFIGS = "experiments/configs"
 SMALL, LARGE = "v5e:4x4", "v5p:8x8x8"
@@ -70,15 +71,18 @@ def row(config: str, chips: str, flags: str) -> str:
     return f"| {' | '.join([*shown, f'{size(moved)}, {runs:,}', f'{step.largest_array:.2g}'])} |"
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Prints the table, or the rows that hold a word of the command line."""
-    words = sys.argv[1:] or [""]
+    parser = Parser(__doc__)
+    parser.add_argument("words", nargs="*")
+    words = parser.parse_args(arguments).words
+    check_found(words, [" ".join(each) for each in ROWS])
     versions = {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
     print(HEAD.format(**versions), flush=True)
     for each in ROWS:
-        if any(word in " ".join(each) for word in words):
+        if not words or any(word in " ".join(each) for word in words):
             print(row(*each), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    exit_with_one_line(main)

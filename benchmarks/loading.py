@@ -9,7 +9,6 @@ the runner's own loop and asks how long it waits for batches, beside records tha
 memory; the third follows the memory of all processes over an epoch.
 """
 
-import argparse
 import contextlib
 import io
 import multiprocessing
@@ -17,7 +16,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from experiments.experiment import Experiment
 from experiments.log import Log
 from experiments.phases import Dense
 from experiments.room import Room
+from experiments.usage import Parser, check_names, exit_with_one_line
 
 _SHAPES = ((500, 375), (500, 375), (375, 500), (500, 333))  # width, height
 
@@ -241,21 +241,23 @@ _TABLES = {
 }
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """The tables, as Markdown."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(__doc__)
     parser.add_argument("--tables", default=",".join(_TABLES))
     parser.add_argument("--images", type=int, default=4000)
     parser.add_argument("--folder", type=Path, help="where to write the set, or where it is")
-    flags = parser.parse_args()
+    flags = parser.parse_args(arguments)
+    names = flags.tables.split(",")
+    check_names("--tables", names, _TABLES)
     with tempfile.TemporaryDirectory() as scratch:
         folder = flags.folder or Path(scratch)
         if not (folder / "imagenet2012").exists():
             write(folder, flags.images)
         print(timing.machine())
-        for name in flags.tables.split(","):
+        for name in names:
             _TABLES[name](folder)
 
 
 if __name__ == "__main__":
-    main()
+    exit_with_one_line(main)

@@ -8,8 +8,8 @@ network with the masked one; the second times both in one run; the third asks XL
 of a TPU v5e, which need not be there (`pip install jax[tpu]`).
 """
 
-import argparse
 import time
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ import numpy as np
 import jaxprune as jp
 from benchmarks import timing
 from benchmarks.networks import NETWORKS, classifier
+from experiments.usage import Parser, check_names, exit_with_one_line
 
 
 def kept(channels: jp.Channels, density: float) -> tuple[np.ndarray, ...]:
@@ -134,14 +135,19 @@ def tpu() -> None:
     print()
 
 
-def main() -> None:
+_TABLES = {"exactness": exactness, "speed": speed, "tpu": tpu}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     """Prints the tables that were asked for."""
-    parser = argparse.ArgumentParser()
+    parser = Parser(__doc__)
     parser.add_argument("--tables", default="exactness,speed")
+    names = parser.parse_args(arguments).tables.split(",")
+    check_names("--tables", names, _TABLES)
     print(timing.machine())
-    for name in parser.parse_args().tables.split(","):
-        {"exactness": exactness, "speed": speed, "tpu": tpu}[name]()
+    for name in names:
+        _TABLES[name]()
 
 
 if __name__ == "__main__":
-    main()
+    exit_with_one_line(main)

@@ -9,7 +9,6 @@ commit they were compiled at; the page is written from them. An interrupted run 
 on if nothing was committed since.
 """
 
-import argparse
 import concurrent.futures
 import importlib.metadata
 import json
@@ -18,6 +17,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -27,6 +27,7 @@ from jax.sharding import Mesh
 
 from benchmarks import scale_cases, scale_trees
 from experiments.costs import hlo
+from experiments.usage import Parser, check_found, exit_with_one_line
 
 TOPOLOGY, MESH = "v5p:8x8x8", (32, 16)
 TENTH, SMALL = 0.1, 2**16
@@ -227,14 +228,15 @@ def _pair(row: dict) -> tuple[str, str]:
     return row["case"], row["variant"]
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Compiles, and writes the table of all rows."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(__doc__)
     parser.add_argument("names", nargs="*")
     parser.add_argument("--compile", nargs=2, metavar=("CASE", "VARIANT"))
     parser.add_argument("--rows", type=Path, default=RESULTS.with_suffix(".jsonl"))
     parser.add_argument("--workers", type=int, default=2)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
+    check_found(args.names, scale_cases.CASES)
     if args.compile:
         print(json.dumps(compile_case(*args.compile)))
         return
@@ -254,4 +256,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    exit_with_one_line(main)

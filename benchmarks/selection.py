@@ -5,11 +5,14 @@
 25.5 million float32 weights in 54 leaves (97.3 MiB).
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
 import jaxprune as jp
 from benchmarks import timing
+from experiments.usage import Parser, exit_with_one_line
 
 
 def resnet50_shapes() -> list[tuple[int, ...]]:
@@ -39,8 +42,9 @@ def bisection(tree, budget, halvings: int = 21):
     return [jnp.clip(leaf - (low + high) / 2, 0.0, 1.0) for leaf in tree]
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Prints two tables."""
+    Parser(__doc__).parse_args(arguments)  # for --help: there are no flags
     shapes = resnet50_shapes()
     keys = jax.random.split(jax.random.key(0), len(shapes))
     normal = [jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True)]
@@ -86,4 +90,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    exit_with_one_line(main)

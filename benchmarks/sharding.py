@@ -7,6 +7,7 @@ all else a device holds, and whether the mask that the last scores give is the s
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +24,7 @@ from experiments.phases import Search, TrainPattern
 from experiments.room import Room
 from experiments.run import initial_network
 from experiments.tasks.classification import Classification
+from experiments.usage import Parser, exit_with_one_line
 
 STEPS, BATCH = 50, 32
 NEVER = 2**62
@@ -62,8 +64,9 @@ class Trained(NamedTuple):
     temporary_bytes: int
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Prints one table for each case."""
+    Parser(__doc__).parse_args(arguments)  # for --help: there are no flags
     for title, (model, phase) in CASES.items():
         experiment = Experiment(model, "digits", (phase,), sparsity=0.9)
         found = {name: trained(experiment, devices) for name, devices in layouts().items()}
@@ -160,4 +163,4 @@ def table(found: dict[str, Trained], phase: Any) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    exit_with_one_line(main)

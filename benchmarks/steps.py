@@ -5,7 +5,7 @@ python -m benchmarks.steps > benchmarks/results/steps-<machine>.md
 
 import functools
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ import optax
 
 import jaxprune as jp
 from benchmarks import timing
+from experiments.usage import Parser, exit_with_one_line
 
 BATCH = 64
 
@@ -51,8 +52,9 @@ def _kaiming(key, shapes):
     return [make(jax.random.fold_in(key, i), shape) for i, shape in enumerate(shapes)]
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Prints one table for each net."""
+    Parser(__doc__).parse_args(arguments)  # for --help: there are no flags
     print(timing.machine())
     if importlib.util.find_spec("jaxpruner") is None:
         print("jaxpruner isn't installed: its row is missing.\n")
@@ -257,4 +259,4 @@ def pattern_step(task, weights, transposable):
 
 
 if __name__ == "__main__":
-    main()
+    exit_with_one_line(main)

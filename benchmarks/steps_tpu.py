@@ -8,7 +8,7 @@ two choices of a mask.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 from jax.experimental import topologies
@@ -16,6 +16,7 @@ from jax.experimental import topologies
 from benchmarks import steps
 from experiments.costs.hlo import Program
 from experiments.costs.traffic import traffic
+from experiments.usage import Parser, exit_with_one_line
 
 WIDTH = 14336  # weights of 1 GB, of which little can stay in the chip's own 128 MiB
 
@@ -66,8 +67,9 @@ def row(function: Callable, arguments, device) -> tuple[float, ...]:
     )
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Prints the table."""
+    Parser(__doc__).parse_args(arguments)  # for --help: there are no flags
     device = chip()
     size, found = cases()
     if "jaxpruner" not in " ".join(found):
@@ -93,4 +95,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    exit_with_one_line(main)

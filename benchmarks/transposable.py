@@ -8,6 +8,7 @@ Draws transposable.png in the working directory. With OR-tools installed
 
 import functools
 import time
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from flax import nnx
 import jaxprune as jp
 from benchmarks import steps, timing
 from experiments import models
+from experiments.usage import Parser, exit_with_one_line
 
 PATTERNS = [(2, 4), (4, 8), (8, 16), (16, 32)]
 SIDE = 1024  # of the matrix for speed and quality
@@ -226,8 +228,9 @@ def networks() -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Prints the tables and draws the picture."""
+    Parser(__doc__).parse_args(arguments)  # for --help: there are no flags
     print(timing.machine())
     print(speeds())
     shares = kept_shares()
@@ -237,4 +240,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    exit_with_one_line(main)

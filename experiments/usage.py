@@ -61,6 +61,23 @@ class Parser(argparse.ArgumentParser):
             raise UsageError(f"unknown argument {argument}{hint or '; --help lists all'}")
 
 
+def check_names(what: str, names: Iterable[str], known: Iterable[str]) -> None:
+    """Raises a UsageError for a name that isn't known."""
+    known = [*known]
+    for name in names:
+        if name not in known:
+            hint = nearest(name, known)
+            raise UsageError(f"{what}: unknown {name!r}: choose of {', '.join(known)}{hint}")
+
+
+def check_found(words: Iterable[str], texts: Iterable[str]) -> None:
+    """Raises a UsageError for a word that is in none of the texts."""
+    texts = [*texts]
+    for word in words:
+        if not any(word in text for text in texts):
+            raise UsageError(f"{word!r} is in none of: {'; '.join(texts)}")
+
+
 def check_type(name: str, value: Any, kind: Any) -> None:
     """Raises a UsageError unless the value is of the annotated type."""
     if not fits(value, kind):
