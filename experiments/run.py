@@ -170,13 +170,15 @@ def check(experiment: Experiment, network: Network, room: Room) -> None:
             )
         try:
             jax.eval_shape(functools.partial(_begun, phase, experiment, room), network)
+        except UsageError:
+            raise
         except ValueError as error:
             raise UsageError(f"{phase.name}: {error}") from error
 
 
 def _begun(phase, experiment, room, network):
     if not phase.epochs:
-        return phase.mask(network)
+        return phase.check(network, experiment.sparsity, room)
     phase = phase.in_room(network, room)
     steps = training.Steps.of(phase, room.train.count, experiment)
     params = phase.begin(network, experiment.sparsity)

@@ -95,11 +95,10 @@ class PruneLayers(_Calibrated):
         if self.pattern:
             self._target()
 
-    def mask(self, network):
-        """That of the network; raises an error if there is nothing to prune, or no pattern."""
+    def check(self, network, sparsity, room):
+        """Raises an error if there is nothing to prune, or no pattern."""
         jp.prunable(network.weights, self.where)
         self._target()
-        return network.mask
 
     def pruned(self, run, network, sparsity, batches):
         """The masks that the method finds; other leaves keep everything."""

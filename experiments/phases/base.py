@@ -84,8 +84,12 @@ class OneShot:
         return None
 
     def mask(self, network: Network) -> Tree:
-        """The mask it works with. Traced before a run: what can't be had is said then."""
+        """The mask it works with."""
         return network.mask
+
+    def check(self, network: Network, sparsity: float, room) -> None:
+        """Raises an error for what can't be had. Traced before a run, which says it then."""
+        self.mask(network)
 
     def apply(self, network: Network, sparsity: float, room) -> Network:
         """The network with another mask, other weights or another rest."""

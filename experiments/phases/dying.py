@@ -28,6 +28,10 @@ class RemoveDying(OneShot):
     def __post_init__(self):
         check_not_negative(self, "below")
 
+    def check(self, network, sparsity, room):
+        """Raises an error if no channel goes through a norm."""
+        jp.init_gates(network.parameters(), room.channels(network))
+
     def apply(self, network: Network, sparsity: float, room) -> Network:
         """The network with a mask over all that goes with the channels."""
         channels, params = room.channels(network), network.parameters()

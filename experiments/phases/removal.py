@@ -51,10 +51,21 @@ class PruneChannels(OneShot):
         check_positive(self, "budget")
         check_pattern("where", self.where)
 
+    def check(self, network, sparsity, room):
+        """Raises an error if the budget is below what one channel of each layer costs."""
+        channels = room.channels(network)
+        with jax.ensure_compile_time_eval():
+            norms = tuple(jnp.ones(family.size) for family in channels.groups)
+            self._kept(norms, channels, sparsity)
+
     def apply(self, network: Network, sparsity: float, room) -> Network:
         """The network with a mask over all that goes with the channels."""
         params, channels = network.parameters(), room.channels(network)
         norms = jp.channel_norms(jp.apply_mask(params, network.parameters_mask()), channels)
+        mask = jp.channel_mask(params, channels, self._kept(norms, channels, sparsity))
+        return network._replace(mask=without_channels(network.mask, mask))
+
+    def _kept(self, norms: Tree, channels: jp.Channels, sparsity: float) -> list:
         cost = functools.partial(jp.channel_cost, channels, of=self.of)
         budget = self.budget
         if budget is None:
@@ -69,9 +80,7 @@ class PruneChannels(OneShot):
             kept = jp.budget_mask(scores, budget, cost, least=1, multiple_of=self.multiple_of)
         except ValueError as error:
             raise UsageError(f"{self.name}: {error}") from error
-        kept = _filled(kept, scores, budget, cost, self.multiple_of)
-        mask = jp.channel_mask(params, channels, kept)
-        return network._replace(mask=without_channels(network.mask, mask))
+        return _filled(kept, scores, budget, cost, self.multiple_of)
 
 
 def _filled(chosen: Tree, scores: Tree, budget: float, cost: Callable, at_once: int):

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from experiments import run, sweep
-from experiments.phases import FineTune, PruneChannels, PruneLayers, TrainPattern
+from experiments.phases import FineTune, PruneChannels, PruneLayers, RemoveDying, TrainPattern
 from experiments.usage import UsageError, exit_with_one_line, fits, nearest
 from tests.experiments.runs import SEARCH, SMALL
 
@@ -21,6 +21,7 @@ def here(config, tmp_path, monkeypatch):
     config(with_phases(dataclasses.replace(SEARCH, choose="best_sampled")), "sampled")
     config(with_phases(TrainPattern(1, batch=64, where="conv9")), "nowhere")
     config(with_phases(SEARCH, PruneChannels()), "channels")
+    config(with_phases(SEARCH, RemoveDying()), "dying")
     config(with_phases(SEARCH, PruneLayers()), "layers")
     config(with_phases(dataclasses.replace(SEARCH, estimator="vrpge", draws=1)), "vrpge")
     config(SMALL, "grid", grid=[1])
@@ -116,6 +117,13 @@ WRONG = [
     ("run", "small.py --set=search.draws=0", "search.draws=0: draws must be at least 1, got 0"),
     ("run", "channels.py --set=prune-channels.where=[", "where: '[' is no regular expression"),
     ("run", "channels.py --set=prune-channels.budget=-5", "budget must be finite and positive"),
+    (
+        "run",
+        "channels.py --set=prune-channels.budget=1",
+        "error: prune-channels: the budget is 1",
+    ),
+    ("run", "channels.py --sparsity=1", "error: prune-channels: the budget is 0.0, but"),
+    ("run", "dying.py", "dying: no group of channels goes through the scale of a norm"),
     ("run", "layers.py --set=layers.pattern=2:x", "pattern must be such as '2:4', got '2:x'"),
     ("run", "layers.py --set=layers.transposable=True", "layers: pattern must be such as '2:4', g"),
     ("run", "layers.py --set=layers.where=[", "layers: `where`='[' is no regular expression"),
