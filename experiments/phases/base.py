@@ -124,7 +124,7 @@ def partition(**links: optax.GradientTransformation) -> optax.GradientTransforma
     return optax.partition({**links}, {name: name for name in links})
 
 
-def check_choice(field: str, value: Any, allowed: Sequence[str | None]) -> None:
+def check_choice(field: str, value: Any, allowed: Sequence[Any]) -> None:
     """Raises a ValueError unless the value is allowed."""
     if value not in allowed:
         raise ValueError(f"{field} must be one of {[*allowed]}, got {value!r}")

@@ -11,11 +11,14 @@ from experiments.phases.base import (
     KERNELS,
     Network,
     Tree,
+    check_choice,
     check_counts,
     check_not_negative,
     check_positive,
 )
 from experiments.phases.dense import Dense, FineTune
+
+_WIDTHS = range(1, 9)  # in bits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +40,8 @@ class Compress(Dense):
 
     def __post_init__(self):
         super().__post_init__()
-        check_counts(self, "projections", "budget", "most_bits")
+        check_counts(self, "projections", "budget")
+        check_choice("most_bits", self.most_bits, _WIDTHS)
         check_not_negative(self, "place_bits")
         check_positive(self, "strength", "final_strength")
 
@@ -77,7 +81,7 @@ class TrainQuantized(FineTune):
 
     def __post_init__(self):
         super().__post_init__()
-        check_counts(self, "bits")
+        check_choice("bits", self.bits, _WIDTHS)
 
     def grids(self, network: Network) -> Tree:
         """The grids of all kept weights."""
