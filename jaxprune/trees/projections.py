@@ -197,7 +197,8 @@ def _clipped(score) -> jax.Array:
 
 
 def _largest(costs) -> jax.Array:
-    return jnp.stack([jnp.max(cost, initial=0.0) for cost in map(jnp.asarray, costs)]).max()
+    wide_costs = (jnp.asarray(cost, jnp.float32) for cost in costs)  # float64 under x64 otherwise
+    return jnp.stack([jnp.max(cost, initial=0.0) for cost in wide_costs]).max()
 
 
 def _shift(leaves, budget, costs) -> _Shift:
