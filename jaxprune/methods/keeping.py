@@ -77,11 +77,12 @@ def keep(
         del extra_args
         params = needed(params, updates, state.mask)
         grad = gradients(grad, score, params, state.mask)
-        earlier = params if before is None else before
+        # These come past `optax.masked` and `optax.partition`, which hide leaves of others.
+        earlier = params if before is None else masks.visible(params, before)
         gathered = _gathered(score, earlier, grad, state)
 
         def look():
-            seen = params if zeroed is None else zeroed
+            seen = params if zeroed is None else masks.visible(params, zeroed)
             problems = looked(state, seen)
             if choice is not None:  # which looks for NaN itself
                 return problems

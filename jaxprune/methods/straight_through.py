@@ -47,7 +47,8 @@ def straight_through(
 
     Args:
       inner: the optimizer. It sees the dense weights as its parameters: weight decay acts on all.
-      projection: a link that projects parameters: `keep_sparse`, or a chain of them.
+      projection: a link that projects parameters: `keep_sparse`, or several of them in a chain,
+        `optax.partition` or `optax.masked`.
       decay: lambda; 2e-4 is SR-STE's with SGD. A scalar.
 
     Returns:

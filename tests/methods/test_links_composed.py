@@ -195,3 +195,23 @@ def test_average_of_parameters(row):
         row.holds(average, 1)  # a schedule's first budget is its largest
     if mask is not None:
         row.holds(jp.apply_mask(average, mask), 5)
+
+
+PROJECTIONS = {
+    "masked": lambda keep: optax.masked(keep(), {"dense": False, "head": True}),
+    "partition": lambda keep: optax.partition(
+        {"a": keep(), "b": keep()}, {"dense": "a", "head": "b"}
+    ),
+}
+
+
+@pytest.mark.parametrize("score", ["magnitude", "movement"])
+@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("around", PROJECTIONS.values(), ids=PROJECTIONS)
+def test_straight_through_takes_projections_of_some_leaves(around, every, score):
+    keep = lambda: jp.keep_sparse(0.5, every=every, score=score)
+    params, state = train(jp.straight_through(optax.sgd(0.1), around(keep)), weights())
+    assert jp.problems(state) == []
+    mask = jp.current_mask(params, state)
+    assert jp.count(mask) == jp.count(jax.tree.map(lambda m: m | True, mask)) // 2
+    chex.assert_trees_all_equal(params, jp.apply_mask(params, mask))
