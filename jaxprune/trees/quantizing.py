@@ -84,31 +84,28 @@ def fit(params: chex.ArrayTree, mask: chex.ArrayTree) -> chex.ArrayTree:
 
 
 def check(params: chex.ArrayTree, mask: chex.ArrayTree, grids: chex.ArrayTree) -> None:
-    """Raises a ValueError that names the leaf unless each leaf of the mask has a grid."""
-    own = masks.leaves_like(params, grids, "`grids`", "`quantize_to` or `compress_to`")
-    keeps = masks.leaves_like(params, mask, "the mask", "`prunable(params)`")
-    paths = jax.tree_util.tree_leaves_with_path(params)
-    for (path, _), keep, grid in zip(paths, keeps, own, strict=True):
-        if masks.is_boolean(keep) and not isinstance(grid, Grid):
+    """Raises a ValueError that names the leaf unless each leaf of a mask that fits has a grid."""
+    masks.leaves_like(params, grids, "`grids`", "`quantize_to` or `compress_to`")
+
+    def of_leaf(path, _, keep, grid):
+        if keep is not None and not isinstance(grid, Grid):
             raise ValueError(
                 f"leaf '{masks.path_name(path)}' has a mask but no grid: make both by "
                 "`quantize_to` or `compress_to`"
             )
 
+    jax.tree_util.tree_map_with_path(of_leaf, params, mask, masks.visible(params, grids))
+
 
 def _widths(params, mask, bits):
     """The bits of each leaf as int32 scalars, or its grid as it is."""
-    alone = jax.tree_util.all_leaves([bits])
-    given = [bits] * len(jax.tree.leaves(params))
-    if not alone:
-        given = masks.leaves_like(params, bits, "`bits`", "`jax.tree.map(lambda keep: 4, mask)`")
-    keeps = masks.leaves_like(params, mask, "the mask", "`prunable(params)`")
-    paths = jax.tree_util.tree_leaves_with_path(params)
-    widths = [
-        None if keep is None else _width(masks.path_name(path), own)
-        for (path, _), keep, own in zip(paths, keeps, given, strict=True)
-    ]
-    return jax.tree.structure(params).unflatten(widths)
+    if jax.tree_util.all_leaves([bits]):
+        given = jax.tree.map(lambda _: bits, params)
+    else:
+        masks.leaves_like(params, bits, "`bits`", "`jax.tree.map(lambda keep: 4, mask)`")
+        given = masks.visible(params, bits)
+    width = lambda path, _, keep, own: None if keep is None else _width(masks.path_name(path), own)
+    return jax.tree_util.tree_map_with_path(width, params, mask, given)
 
 
 def _width(path: str, bits) -> jax.Array | Grid:

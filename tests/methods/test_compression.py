@@ -177,3 +177,30 @@ def test_training_on_grids():
     found = optax.tree.get(state, "grids")["w"]
     assert found.step == pytest.approx(0.4, abs=0.02)
     np.testing.assert_array_equal(jp.current_mask(params, state)["w"], mask["w"])
+
+
+AROUND = {
+    "masked": lambda keep: optax.masked(keep, {"a": True, "b": False}),
+    "partition": lambda keep: optax.partition(
+        {"grid": keep, "free": optax.identity()}, {"a": "grid", "b": "free"}
+    ),
+}
+
+
+@pytest.mark.parametrize("around", AROUND.values(), ids=AROUND)
+def test_grids_of_some_leaves(around):
+    params = {"a": jnp.float32([[0.9, -1.1, 0.1, 3.0]]), "b": jnp.ones((2, 2))}
+    mask = {"a": jnp.abs(params["a"]) > 0.5, "b": None}
+    quantized, grids = jp.quantize_to(params, mask, 2)
+    tx = jp.straight_through(optax.identity(), around(jp.keep_quantized(mask, grids)))
+    updates, state = tx.update(optax.tree.zeros_like(params), tx.init(params), params)
+    chex.assert_trees_all_close(optax.apply_updates(params, updates), quantized, rtol=1e-6)
+    np.testing.assert_array_equal(jp.current_mask(params, state)["a"], mask["a"])
+
+
+def test_bits_beside_hidden_leaves():
+    params = {"a": jnp.float32([[0.9, -1.1]]), "b": optax.MaskedNode()}
+    for bits in (2, {"a": 2, "b": 3}):
+        quantized, grids = jp.quantize_to(params, {"a": jnp.ones((1, 2), bool), "b": None}, bits)
+        assert int(grids["a"].bits) == 2
+        assert quantized["b"] == params["b"]
