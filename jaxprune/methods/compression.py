@@ -204,7 +204,8 @@ def add_admm(
       projection: from the parameters, `None` in the place of leaves that can't be pruned and
         float32 or wider in the others, to the nearest such tree in the set, as far as is known:
         `lambda w: compress_to(w, 5_000)[0]`, `lambda w: prune_to(w, 0.99)[0]`.
-      strength: rho, a number, also a traced one, or a schedule of the link's own count.
+      strength: rho, a number, also a traced one, or a schedule of the link's own count; it may
+        start at 0.
       every: updates between two projections. Some epoch's worth: the dual variables grow by what
         is left between W and V at each.
       where: which leaves can be pruned, as for `prunable`.
@@ -244,7 +245,9 @@ def add_admm(
 
         def free():
             weights = _wide(params, where)  # here, or else each step would write them to memory
-            return jax.tree.map(lambda w, y: w + y / jnp.asarray(rho, w.dtype), weights, state.dual)
+            divisor = jnp.where(jnp.equal(rho, 0), jnp.inf, rho)  # without strength, without duals
+            scaled = lambda y: y / divisor.astype(y.dtype)
+            return jax.tree.map(lambda w, y: w + scaled(y), weights, state.dual)
 
         def renewed():
             projected = projection(start)

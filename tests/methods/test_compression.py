@@ -156,6 +156,17 @@ def test_a_scheduled_strength_and_narrow_updates():
     assert pulls == [[0.0, -2.0], [0.0, -3.0], [0.0, -4.0]]
 
 
+def test_a_strength_that_starts_at_zero():
+    params = {"w": jnp.float32([[3.0, -1.0]])}
+    tx = jp.add_admm(half, optax.linear_schedule(0.0, 2.0, 2), every=2)
+    state, pulls, update = tx.init(params), [], jax.jit(tx.update)
+    for _ in range(4):
+        updates, state = update(optax.tree.zeros_like(params), state, params)
+        pulls.append(updates["w"].tolist()[0])
+    # At the second projection Y = 2 (W - V).
+    assert pulls == [[0.0, 0.0], [0.0, -1.0], [0.0, -4.0], [0.0, -4.0]]
+
+
 def test_training_on_grids():
     """Two bits learn a target that lies on a grid, behind a mask; the step is learned with it."""
     target = jnp.float32([[0.6, -0.2], [0.2, -0.6], [0.6, 0.2]])
