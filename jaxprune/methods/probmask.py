@@ -110,8 +110,9 @@ def project_probabilities(
     checks.fraction("sparsity", sparsity, schedule=True)
 
     def init_fn(params):
-        if _function(costs) is not None:
-            _check_budget(sparsity, _function(costs), params)
+        cost_of = checks.function_alone(costs)
+        if cost_of is not None:
+            _check_budget(sparsity, cost_of, params)
         return initial_state()
 
     def update_fn(updates, state, params=None):
@@ -180,12 +181,6 @@ def _marked(probs: chex.ArrayTree, rounding: float) -> chex.ArrayTree:
     return jax.tree.map(lambda p: jnp.where(stray(p), jnp.full_like(p, _FAR_TOO_MUCH), p), probs)
 
 
-def _function(costs: Any) -> Callable[[chex.ArrayTree], Any] | None:
-    """Costs that are one, and not a tree, which may be a module that can be called as well."""
-    alone = isinstance(costs, functools.partial) or jax.tree_util.all_leaves([costs])
-    return costs if callable(costs) and alone else None
-
-
 def _cost_of_all(prob: float, cost_of, probs: chex.ArrayTree) -> Any:
     fill = lambda leaf: jnp.full_like(leaf, prob, dtype=jnp.float32)
     return cost_of(jax.tree.map(fill, probs))
@@ -218,7 +213,7 @@ class _Priced(NamedTuple):
 
 
 def _priced(probs: chex.ArrayTree, costs: Costs) -> _Priced:
-    cost_of = _function(costs)
+    cost_of = checks.function_alone(costs)
     if cost_of is None:
         return _priced_by_weight(probs, costs)
     least, most = (_cost_of_all(prob, cost_of, probs) for prob in (0.0, 1.0))

@@ -78,10 +78,12 @@ def scored(score: Score) -> Scored:
                 f"gradients), got {score!r}"
             )
         return _NAMED[score]
-    if callable(score):
-        return Scored(lambda params, grad, state: score(params, grad))
+    function = checks.function_alone(score)
+    if function is not None:
+        return Scored(lambda params, grad, state: function(params, grad))
     checks.tree("`score`", score)
-    return Scored(lambda params, grad, state: score)
+    tree: Any = score
+    return Scored(lambda params, grad, state: tree)
 
 
 def prunable(params: chex.ArrayTree, mask: chex.ArrayTree) -> chex.ArrayTree:

@@ -5,9 +5,11 @@ wrong value of the right kind (a sparsity of 1.2, a shape that doesn't fit) a Va
 values can't be looked at and pass.
 """
 
+import functools
 import math
 import numbers
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -80,6 +82,12 @@ def function(name: str, value: Any) -> None:
     """Raises a TypeError unless it can be called."""
     if not callable(value):
         raise TypeError(f"{name} must be a function, got {described(value)}")
+
+
+def function_alone(value: Any) -> Callable[..., Any] | None:
+    """What is a function, and not a tree, which may be a module that can be called as well."""
+    alone = isinstance(value, functools.partial) or jax.tree_util.all_leaves([value])
+    return value if callable(value) and alone else None
 
 
 def tree(name: str, value: Any) -> None:

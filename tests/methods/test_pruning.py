@@ -1,5 +1,6 @@
 """What `prune_to` and `keep_sparse` choose, against NumPy: targets, scores and scopes."""
 
+import equinox as eqx
 import hypothesis
 import hypothesis.strategies as st
 import jax
@@ -178,6 +179,19 @@ def test_wanda_by_a_function():
     sizes = {name: abs(leaf) * np.asarray(norms[name]) for name, leaf in kernels(weights).items()}
     total = sum(leaf.size for leaf in sizes.values())
     assert_masks(jp.prune_to(weights, 0.5, score=score)[1], largest(sizes, total // 2))
+
+
+def test_scores_in_a_module_that_can_be_called():
+    params, rest = eqx.partition(eqx.nn.MLP(4, 2, 8, 1, key=jax.random.key(0)), eqx.is_array)
+    loss = lambda params: jnp.sum(eqx.combine(params, rest)(jnp.ones(4)) ** 2)
+    scores = jp.grasp_scores(loss, params)
+    _, mask = jp.prune_to(params, 0.5, score=scores)
+    assert jp.count(mask) == 24
+    pairs = jax.tree.map(
+        lambda s, m: None if m is None else (s[m].min(), s[~m].max()), scores, mask
+    )
+    kept, pruned = np.reshape(jax.tree.leaves(pairs), (-1, 2)).T
+    assert kept.min() >= pruned.max()
 
 
 def test_patterns_and_blocks_by_other_scores():
