@@ -143,12 +143,13 @@ def _moved(params, grad, movement):
 def _random(params, grad, state):
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(0), len(leaves))
+    return structure.unflatten(map(_random_like, leaves, keys))
 
-    def of_leaf(key, leaf):
-        # The upper 24 bits, which float32 holds.
-        return (sampling.counter_bits(key, leaf.shape) >> 8).astype(jnp.float32)
 
-    return structure.unflatten(map(of_leaf, keys, leaves))
+@jax.jit  # else a leaf's random numbers would be made on one device
+def _random_like(leaf, key):
+    # The upper 24 bits, which float32 holds.
+    return (sampling.counter_bits_like(leaf, key) >> 8).astype(jnp.float32)
 
 
 MAGNITUDE = Scored(None)

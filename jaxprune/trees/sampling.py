@@ -312,13 +312,15 @@ def open_uniform(like: jax.Array, key: chex.PRNGKey, random_bits: RandomBits) ->
 
 def at_random(like: jax.Array, key: chex.PRNGKey) -> selection.Ranked:
     """The order of `open_uniform`, in ranks below 2**31."""
-
-    def ranks(like, key):
-        drawn = _bits_like(like, key, counter_bits) >> 9 << 8
-        # They lie like the array, which XLA wouldn't know of numbers that don't depend on it.
-        return jnp.where((like == like) | (like != like), drawn, jnp.uint32(0))
-
+    ranks = lambda like, key: counter_bits_like(like, key) >> 9 << 8
     return selection.Ranked((like, key), ranks, low_zero_bits=8)
+
+
+def counter_bits_like(like: jax.Array, key: chex.PRNGKey) -> jax.Array:
+    """`counter_bits` of the shape of an array and, on any mesh, its sharding."""
+    drawn = _bits_like(like, key, counter_bits)
+    # XLA wouldn't know how numbers are to lie that don't depend on the array.
+    return jnp.where((like == like) | (like != like), drawn, jnp.uint32(0))
 
 
 def _bits_like(prob: jax.Array, key: chex.PRNGKey, random_bits: RandomBits) -> jax.Array:

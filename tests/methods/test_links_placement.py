@@ -7,9 +7,11 @@ from jax.sharding import AxisType, NamedSharding
 from orbax.checkpoint import v1 as ocp
 
 import jaxprune as jp
+from jaxprune.methods import scores
 from tests.methods.link_table import (
     every_link_some_slow,
     half_mask,
+    kernels,
     pruned_are_zero,
     sgd_then,
     step_of,
@@ -60,6 +62,18 @@ def test_keep_mask_takes_an_unsharded_mask(kind):
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(kind, kind))
     params, _ = train(sgd_then(jp.keep_mask(half_mask())), sharded(weights(), mesh))
     pruned_are_zero(params, 5)
+
+
+@every_kind_of_mesh
+def test_random_scores_on_a_mesh(kind):
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(kind, kind))
+    params = sharded(kernels(weights()), mesh)
+    found = scores.scored("random").of(params, None, ())
+    assert [x.sharding for x in jax.tree.leaves(found)] == [x[2] for x in shardings(params)]
+    tx = jp.keep_sparse(0.5, score="random")
+    mask = jp.prune_to(params, 0.5, score="random")[1]
+    chex.assert_trees_all_equal(mask, train(tx, kernels(weights()))[1].mask)
+    chex.assert_trees_all_equal(mask, train(tx, params)[1].mask)
 
 
 # Checkpoints --------------------------------------------------------------------------------------
