@@ -78,8 +78,9 @@ def keep_sparse(
       score: what the largest stay of. "magnitude": |w|. "saliency": |w g|. "movement": the sum of
         -w g over all updates so far. "random": always the same random order. Or a tree of scores;
         or a function of (parameters, gradients), both with None for leaves that stay dense, to
-        scores. Gradients are what is passed as `tx.update(grads, opt_state, params, grad=grads)`;
-        `straight_through` passes them by itself.
+        scores. Fractions compare scores to 24 bits, as float32 has: float64 that is equal so far is
+        kept in order of position. Gradients are what is passed as `tx.update(grads, opt_state,
+        params, grad=grads)`; `straight_through` passes them by itself.
       scope: among which weights one fraction is chosen, "global" (the whole tree, exactly) or
         "layer" (each leaf has that sparsity). Give `erk_sparsities` as the sparsity for densities
         that depend on the leaves' shapes.

@@ -196,9 +196,9 @@ class Above:
 
     Args:
       threshold: not negative; for links also a schedule such as `ramped_threshold`. At 0 all
-        weights are kept. A weight that a link has pruned is zero, so it stays pruned while the
-        threshold is above 0: masks only lose weights, as those of recurrent networks do in the
-        source.
+        weights are kept, zeros too, which `threshold_mask` prunes. A weight that a link has pruned
+        is zero, so it stays pruned while the threshold is above 0: masks only lose weights, as
+        those of recurrent networks do in the source.
 
     Raises:
       TypeError: for what is neither a number nor a schedule.
@@ -228,13 +228,12 @@ class Above:
     def choice(self, scores: chex.ArrayTree, count, magnitudes: bool) -> Choice:
         """The scores that reach it."""
         given = self.threshold(count) if callable(self.threshold) else self.threshold
-        least = jnp.asarray(given, jnp.float32)
 
         def reaches(leaf):
             wide = leaf.astype(masks.at_least_float32(leaf))
-            return (jnp.abs(wide) if magnitudes else wide) >= least.astype(wide.dtype)
+            return (jnp.abs(wide) if magnitudes else wide) >= jnp.asarray(given, wide.dtype)
 
-        return least >= 0, lambda: jax.tree.map(reaches, scores)
+        return jnp.greater_equal(given, 0), lambda: jax.tree.map(reaches, scores)
 
 
 @dataclasses.dataclass(frozen=True)

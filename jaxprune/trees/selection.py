@@ -27,6 +27,7 @@ import jax.numpy as jnp
 from jaxprune.trees import checks, masks, positions, wide
 
 INFINITY = 0x7F800000  # the bits of float32's infinity
+_MOST_SCALED = 1000  # powers of two, which float64 has
 _DIGIT = 2  # bits fixed in one pass: on CPUs 1 takes seven times as long, 4 half as long again
 
 
@@ -120,6 +121,7 @@ def keep_largest(
 @functools.partial(jax.jit, static_argnames="magnitudes")
 def _keep_largest(scores, k, *, magnitudes):
     leaves, structure = jax.tree.flatten(scores)
+    leaves = _in_float32(leaves)
     ranked = lambda leaves: [of_scores(leaf, magnitudes=magnitudes) for leaf in leaves]
     cut = _cut_rank(ranked(leaves), k)
 
@@ -132,6 +134,20 @@ def _keep_largest(scores, k, *, magnitudes):
     # they are used, fused and so rounded differently; a conditional reads its operands from memory.
     nothing = lambda leaves: [jnp.zeros_like(leaf, dtype=bool) for leaf in leaves]
     return structure.unflatten(jax.lax.cond(k > 0, choose, nothing, leaves))
+
+
+def _in_float32(leaves: list[jax.Array]) -> list[jax.Array]:
+    """The leaves; if some are float64, all in float32, scaled so that the largest is near 1.
+
+    By a power of two, so that scores have as many bits as in float32, but its range ties none.
+    """
+    if all(leaf.dtype != jnp.float64 for leaf in leaves):
+        return leaves
+    leaves = [leaf.astype(jnp.float64) for leaf in leaves]
+    size = lambda leaf: jnp.max(jnp.abs(leaf), where=jnp.isfinite(leaf), initial=0)
+    exponent = jnp.frexp(functools.reduce(jnp.maximum, map(size, leaves)))[1]
+    scale = jnp.ldexp(jnp.float64(1), -jnp.clip(exponent, -_MOST_SCALED, _MOST_SCALED))
+    return [(leaf * scale).astype(jnp.float32) for leaf in leaves]
 
 
 class Cut(NamedTuple):
@@ -198,7 +214,7 @@ def score_ranks(leaf: jax.Array, *, magnitudes: bool = False) -> jax.Array:
 def _low_zero_bits(dtype) -> int:
     """How many low bits of `score_ranks` are zero for every score of this dtype."""
     floating = jnp.issubdtype(dtype, jnp.floating)
-    return 23 - (jnp.finfo(dtype).nmant if floating else jnp.iinfo(dtype).bits - 1)
+    return max(23 - (jnp.finfo(dtype).nmant if floating else jnp.iinfo(dtype).bits - 1), 0)
 
 
 def largest(holds: Callable[[list[jax.Array]], jax.Array], start, digits) -> jax.Array:
