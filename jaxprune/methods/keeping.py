@@ -24,6 +24,8 @@ from jaxprune.methods.scores import MAGNITUDE, Scored
 from jaxprune.trees import checks, masks
 from jaxprune.trees.report import Problem, noted
 
+_WITH_GRADIENTS = "tx.update(grads, opt_state, params, grad=grads)"
+
 Choice = Callable[[chex.ArrayTree, Any], tuple[jax.Array, Callable[[], chex.ArrayTree]]]
 
 
@@ -76,7 +78,7 @@ def keep(
         """
         del extra_args
         params = needed(params, updates, state.mask)
-        grad = gradients(grad, score, params, state.mask)
+        grad = gradients(grad, score, params, state.mask, _WITH_GRADIENTS)
         # These come past `optax.masked` and `optax.partition`, which hide leaves of others.
         earlier = params if before is None else masks.visible(params, before)
         gathered = _gathered(score, earlier, grad, state)
@@ -135,16 +137,17 @@ def _when_due(every, state, look, choose):
     return jax.lax.switch(branch, [wait, only_look, choose])
 
 
-def gradients(grad, score: Scored, params, mask):
-    """The gradients that the score may read, None for leaves that stay dense."""
+def gradients(grad, score: Scored, params, mask, call: str):
+    """The gradients that the score may read, None for leaves that stay dense.
+
+    Where they are missing, an error says which call passes them.
+    """
     if score.of is None:
         return None
     if grad is not None:
         return scores.like(params, grad, mask, "`grad`")
     if score.needs_gradients:
-        raise ValueError(
-            "this score needs the gradients: call `tx.update(grads, opt_state, params, grad=grads)`"
-        )
+        raise ValueError(f"this score needs the gradients: call `{call}`")
     return None
 
 

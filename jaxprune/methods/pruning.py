@@ -20,6 +20,7 @@ from jaxprune.patterns.targets import NM, Above, Blocks
 from jaxprune.trees import checks, masks, selection
 
 _SCOPES = ("global", "layer")
+_WITH_GRADIENTS = "prune_to(params, sparsity, score=score, grad=jax.grad(loss)(params))"
 _LOOK_EVERY = 100  # updates of `keep_mask` between two looks at what it has pruned
 
 
@@ -171,7 +172,7 @@ def prune_to(
         raise ValueError(f"`score`={score!r} is gathered in training: use `keep_sparse`")
     _check(sparsity, scope)
     mask = sharing.first_mask(params, sparsity, where)
-    grad = keeping.gradients(grad, scored, params, mask)
+    grad = keeping.gradients(grad, scored, params, mask, _WITH_GRADIENTS)
     found = scores.of(scored, params, grad, (), mask)
     selection.check_no_nan(found)
     parts = sharing.parts(found, sparsity, scope)

@@ -186,7 +186,7 @@ def _growth(by, key):
 
 def _fitting(score: jax.Array, weight: jax.Array) -> jax.Array:
     """Scores of a user's function, if there is one for each weight."""
-    selection.check_scores(score)
+    selection.check_scores("what `by` returns", score)
     if jnp.shape(score) != weight.shape:
         raise ValueError(
             f"what `by` returns for a leaf must have its shape {weight.shape}, got "

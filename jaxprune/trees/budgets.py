@@ -61,7 +61,7 @@ def budget_mask(
     >>> jp.budget_mask({"a": jnp.array([3.0, 1.0]), "b": jnp.array([2.0])}, 6.5, cost)
     {'a': Array([ True, False], dtype=bool), 'b': Array([ True], dtype=bool)}
     """
-    selection.check_scores(scores)
+    selection.check_scores("the argument of `budget_mask`", scores)
     checks.function("`cost`", cost)
     multiple_of = checks.integer("`multiple_of`", multiple_of, least=1)
     least = -(-checks.integer("`least`", least, least=0) // multiple_of) * multiple_of

@@ -91,11 +91,11 @@ def links_masks(opt_state: optax.OptState) -> list[chex.ArrayTree]:
 
     A parameter of that name is none, nor are its moments.
     """
-    links = _fields(opt_state, "problems")
-    return [mask for state, mask in _fields(opt_state, "mask").items() if state in links]
+    links = fields(opt_state, "problems")
+    return [mask for state, mask in fields(opt_state, "mask").items() if state in links]
 
 
-def _fields(opt_state: optax.OptState, name: str) -> dict[tuple, Any]:
+def fields(opt_state: optax.OptState, name: str) -> dict[tuple, Any]:
     """The fields of this name of all named tuples, under the paths of these."""
     is_field = lambda path, _: isinstance(path[-1], optax.tree_utils.NamedTupleKey)
     found = optax.tree.get_all_with_path(opt_state, name, is_field)

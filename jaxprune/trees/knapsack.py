@@ -73,7 +73,7 @@ def knapsack_mask(
     >>> jp.knapsack_mask(values, {"a": 4, "b": 1}, 6)
     {'a': Array([ True, False], dtype=bool), 'b': Array([ True,  True], dtype=bool)}
     """
-    selection.check_scores(values)
+    selection.check_scores("the argument of `knapsack_mask`", values)
     return keep_best(values, _as_costs(values, costs), _as_budget(budget))
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxprune.trees import checks, masks
+from jaxprune.trees import checks, in_force, masks
 
 
 class Layer(NamedTuple):
@@ -114,8 +114,8 @@ def problems(opt_state: optax.OptState) -> list[str]:
     """
     checks.tree("the optimizer state", opt_state)
     return [
-        f"opt_state{jax.tree_util.keystr(path[:-1])}: {text}"
-        for path, found in optax.tree.get_all_with_path(opt_state, "problems")
+        f"opt_state{jax.tree_util.keystr(path)}: {text}"
+        for path, found in in_force.fields(opt_state, "problems").items()
         for problem, text in _TEXTS.items()
         if int(found) & problem
     ]

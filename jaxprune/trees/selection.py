@@ -56,14 +56,14 @@ def top_k_mask(scores: chex.ArrayTree, k: int | jax.Array) -> chex.ArrayTree:
     >>> jp.top_k_mask({"a": jnp.array([3.0, 1.0]), "b": jnp.array([2.0, 2.0])}, 2)
     {'a': Array([ True, False], dtype=bool), 'b': Array([ True, False], dtype=bool)}
     """
-    check_scores(scores)
+    check_scores("the argument of `top_k_mask`", scores)
     size = sum(leaf.size for leaf in jax.tree.leaves(scores))
     return keep_largest(scores, _as_count(k, size))
 
 
-def check_scores(scores: chex.ArrayTree) -> None:
+def check_scores(name: str, scores: chex.ArrayTree) -> None:
     """Raises an error that names the leaf unless the tree can be ranked."""
-    checks.tree("the argument of `top_k_mask`", scores)
+    checks.tree(name, scores)
     paths_and_leaves = jax.tree_util.tree_leaves_with_path(scores)
     if not paths_and_leaves:
         raise ValueError("the tree of scores has no leaves")

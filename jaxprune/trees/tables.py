@@ -28,7 +28,8 @@ def table(
 
     Args:
       tree: a mask; or an optimizer state, of which the mask in force is shown (what all of its
-        links keep), and below it the `problems` that they have noticed.
+        links keep), and below it the `problems` that they have noticed; if none of them keeps to a
+        mask, these alone.
       params: the parameters, or their shapes, for columns of bytes: dense, and sparse, as kept
         values in the leaf's dtype and a bit for each weight (`pack_mask`).
       flops: tree like the parameters, as of `leaf_flops`, for columns of operations: dense, and
@@ -40,7 +41,8 @@ def table(
 
     Raises:
       TypeError: for leaves of a mask that aren't boolean, or `params` that are no tree of arrays.
-      ValueError: for `params` or `flops` without a leaf of the mask; the message names it.
+      ValueError: for `params` or `flops` without a leaf of the mask; the message names it. For the
+        state of links that neither keep to a mask nor have noticed problems.
 
     >>> import jax.numpy as jnp
     >>> import jaxprune as jp
@@ -66,14 +68,17 @@ def table(
     if flops is not None:
         columns |= _columns("flops", "flops", _named(flops), rows, lambda size: 0)
     notes += [f"'{row.path}' keeps none of its weights" for row in rows if row.size > row.kept == 0]
-    return "\n".join([*_aligned(_cells(rows, columns)), *notes])
+    lines = _aligned(_cells(rows, columns)) if rows or not notes else []
+    return "\n".join([*lines, *notes])
 
 
 def _shown(tree: chex.ArrayTree) -> tuple[list[Layer], list[str]]:
     """The layers of a mask or an optimizer state, and what is to be said about them."""
-    if in_force.links_masks(tree):
-        return report.rows(in_force.by_path(tree).items()), report.problems(tree)
-    return report.layers(tree), []
+    if not in_force.fields(tree, "problems"):
+        return report.layers(tree), []
+    noticed = report.problems(tree)
+    found = {} if noticed and not in_force.links_masks(tree) else in_force.by_path(tree)
+    return report.rows(found.items()), noticed
 
 
 def _named(tree: chex.ArrayTree) -> dict[str, Any]:

@@ -158,3 +158,9 @@ def test_masks_are_found_beside_probabilities():
     alone = jp.project_probabilities(0.5).init(params["probs"])
     with pytest.raises(ValueError, match="keeps to a mask"):
         jp.current_mask(params["probs"], alone)
+
+
+def test_a_table_of_probabilities_alone_says_their_problems():
+    params = {"w": jnp.ones((2, 2))}
+    _, state = after(optax.chain(jp.project_probabilities(0.5), optax.scale(0.5)), params, 2)
+    assert jp.table(state).splitlines() == jp.problems(state) != []

@@ -181,6 +181,11 @@ def test_wanda_by_a_function():
     assert_masks(jp.prune_to(weights, 0.5, score=score)[1], largest(sizes, total // 2))
 
 
+def test_missing_gradients_name_the_argument_of_prune_to():
+    with pytest.raises(ValueError, match=r"prune_to\(.*grad=jax.grad\(loss\)\(params\)"):
+        jp.prune_to(params(), 0.5, score="saliency")
+
+
 def test_scores_in_a_module_that_can_be_called():
     params, rest = eqx.partition(eqx.nn.MLP(4, 2, 8, 1, key=jax.random.key(0)), eqx.is_array)
     loss = lambda params: jnp.sum(eqx.combine(params, rest)(jnp.ones(4)) ** 2)

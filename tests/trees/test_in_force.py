@@ -100,6 +100,13 @@ def test_partition_merges_partial_masks():
     assert jp.count({"k": jp.apply_mask(average, mask)["a"]["kernel"] != 0}) == 8
 
 
+def test_parameters_may_be_called_problems():
+    params = {"problems": normal(4, 4), "mask": normal(4, 4)}
+    state = optax.chain(optax.adam(0.1), jp.keep_sparse(0.5)).init(params)
+    assert jp.problems(state) == []
+    assert jp.count(jp.current_mask(params, state)) == 32
+
+
 def test_what_masked_hides_stays_dense():
     tx = optax.masked(jp.keep_sparse("2:4"), {"a": True, "b": False, "c": False})
     mask = jp.current_mask(TWO, tx.init(TWO))

@@ -11,6 +11,8 @@ ROWS = {
         lambda: jp.knapsack_mask(MATRIX, {"w": 0}, 8), "the cost of leaf 'w'", "at least 1", "0"),
     "knapsack_mask, a cost of 2.5": kind(
         lambda: jp.knapsack_mask(MATRIX, {"w": 2.5}, 8), "the cost of leaf 'w'", "whole", "2.5"),
+    "knapsack_mask, the costs first": kind(
+        lambda: jp.knapsack_mask(3, MATRIX, 8), "`knapsack_mask`", "tree of arrays", "3"),
     "knapsack_mask, no costs": value(
         lambda: jp.knapsack_mask(MATRIX, {"v": 1}, 8), "`costs`", "structure"),
     "knapsack_mask, a leaf without a cost": kind(

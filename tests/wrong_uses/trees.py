@@ -67,6 +67,8 @@ MASKS = {
         lambda: jp.table(MASK, params=MATRIX), "`params`", "'dense/kernel'", "['w']"),
     "table, a number of parameters": kind(
         lambda: jp.table(MASK, params=36), "`params`", "tree of arrays", "36"),
+    "table of a state without a mask": value(
+        lambda: jp.table(jp.project_probabilities(0.5).init(PROBS)), "keeps to a mask"),
     "table, operations by position": kind(lambda: jp.table(MASK, PARAMS), "positional"),
     "table, one number of operations": value(
         lambda: jp.table(MASK, flops=640), "`flops`", "'dense/kernel'"),
@@ -203,7 +205,7 @@ BUDGETS = {
     "project_probabilities, costs of each weight": kind(
         lambda: jp.project_probabilities(0.9, costs=lambda s: s).init(PROBS), "`costs`", "dict"),
     "budget_mask, the budget first": kind(
-        lambda: jp.budget_mask(3, PROBS, jp.count), "tree of arrays", "3"),
+        lambda: jp.budget_mask(3, PROBS, jp.count), "`budget_mask`", "tree of arrays", "3"),
     "budget_mask, text": kind(
         lambda: jp.budget_mask(PROBS, "3", jp.count), "the budget", "'3'"),
     "budget_mask, costs of each": kind(
