@@ -11,6 +11,7 @@ end a mask is fixed: the exact budget by `top_k_mask`, or the best of several sa
 from __future__ import annotations
 
 import functools
+import math
 import numbers
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -277,7 +278,7 @@ def best_sampled_mask(
       draws: how many masks to try.
 
     Returns:
-      The best mask and its score.
+      The best mask and its score. NaN is never better than a number.
 
     Raises:
       TypeError: for what is no key, no tree of probabilities, no function or no whole number.
@@ -294,7 +295,8 @@ def best_sampled_mask(
     checks.function("`score`", score)
     draws = checks.integer("`draws`", draws, least=1)
     masks_drawn = (sampling.bernoulli_mask(k, probs) for k in jax.random.split(key, draws))
-    return max(((mask, score(mask)) for mask in masks_drawn), key=lambda scored: scored[1])
+    rank = lambda scored: -math.inf if scored[1] != scored[1] else scored[1]  # of NaN the lowest
+    return max(((mask, score(mask)) for mask in masks_drawn), key=rank)
 
 
 def vrpge_gradient(

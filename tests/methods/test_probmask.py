@@ -203,6 +203,15 @@ def test_best_sampled_mask_keeps_certain_weights_only():
     assert mask["w"].tolist() == [False, True, False, True] and value == 2
 
 
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_best_sampled_mask_passes_over_nan(place):
+    scores = iter(np.insert([1.0, 2.0], place, np.nan))
+    _, value = jp.best_sampled_mask(
+        jax.random.key(0), {"w": jnp.full(3, 0.5)}, lambda mask: next(scores), draws=3
+    )
+    assert value == 2.0
+
+
 def test_best_sampled_mask_needs_a_draw():
     with pytest.raises(ValueError, match="`draws` must be at least 1, got 0"):
         jp.best_sampled_mask(jax.random.key(0), {"w": jnp.ones(2)}, jp.count, draws=0)
