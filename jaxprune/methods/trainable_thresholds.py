@@ -7,12 +7,16 @@ would rather lose its weights. What presses thresholds upwards is a term of the 
 
 from __future__ import annotations
 
+import math
+
 import chex
 import jax
 import jax.numpy as jnp
 
 from jaxprune.patterns import groups
 from jaxprune.trees import checks, masks
+
+_ROUNDED = 1 + 2.0**-50  # since 0.29 * 100 is below 29 in double precision
 
 
 def init_thresholds(params: chex.ArrayTree, *, where: masks.Where | None = None) -> chex.ArrayTree:
@@ -138,11 +142,17 @@ def reset_thresholds(
     def reset(weight, threshold):
         if threshold is None:
             return None
-        keep = jnp.abs(weight.astype(jnp.float32)) > threshold.astype(jnp.float32)
-        enough = 1.0 - masks.sparsity(keep) > least
-        return jnp.where(enough, threshold, jnp.zeros_like(threshold))
+        exact = weight.astype(masks.at_least_float32(weight))
+        kept = masks.nonzeros([jnp.abs(exact) > threshold.astype(exact.dtype)])
+        return jnp.where(kept > _part(least, weight.size), threshold, jnp.zeros_like(threshold))
 
     return jax.tree.map(reset, params, thresholds)
+
+
+def _part(density: float, size: int) -> chex.Numeric:
+    """The largest count that isn't more than this part of so many; of a traced part the product."""
+    product = density * size
+    return math.floor(product * _ROUNDED) if checks.known(product) else product
 
 
 def _check(params: chex.ArrayTree, thresholds: chex.ArrayTree) -> None:

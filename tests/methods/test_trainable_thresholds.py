@@ -47,6 +47,16 @@ def test_a_leaf_that_keeps_too_little_starts_again():
     np.testing.assert_array_equal(kept["b"], thresholds["b"])
 
 
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize(("kept", "size"), [(1, 10), (29, 100), (3, 10), (57, 1000)])
+def test_a_leaf_needs_more_than_the_least_density(kept, size, jit):
+    reset = jp.reset_thresholds
+    reset = jax.jit(reset, static_argnames="least") if jit else reset
+    weights, exactly = jnp.arange(size, dtype=jnp.float32)[None], jnp.float32([[size - kept - 0.5]])
+    for threshold, expected in ((exactly, 0.0), (exactly - 1, exactly.item() - 1)):
+        assert reset(weights, threshold, least=kept / size).item() == expected
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_pressure_prunes_what_the_loss_does_not_need(dtype):
     """Outputs that depend on two of eight inputs; the weights of the others are noise."""
