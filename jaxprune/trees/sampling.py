@@ -215,7 +215,7 @@ def surrogate_gradient(mask: chex.ArrayTree, soft: chex.ArrayTree) -> chex.Array
         with `mask = top_k_mask(scores, k)` and `soft = scores` that of edge-popup.
 
     Returns:
-      A tree like `soft`, exactly 0 or 1.
+      A tree like `soft`, exactly 0 or 1 (NaN where it is NaN).
 
     Raises:
       TypeError: for a mask that isn't boolean, or a soft one that isn't floating-point.
@@ -234,8 +234,9 @@ def surrogate_gradient(mask: chex.ArrayTree, soft: chex.ArrayTree) -> chex.Array
     """
 
     def one(keep, soft):
-        # In this order the sum is exactly 0 or 1.
-        return keep.astype(soft.dtype) + (soft - jax.lax.stop_gradient(soft))
+        # In this order the sum is exactly 0 or 1; but infinity less itself is NaN.
+        nothing = jnp.where(jnp.isinf(soft), 0, soft - jax.lax.stop_gradient(soft))
+        return keep.astype(soft.dtype) + nothing
 
     masks.check_boolean(mask)
     masks.check_floating("a surrogate gradient", soft)

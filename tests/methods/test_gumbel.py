@@ -119,6 +119,14 @@ def test_surrogate_gradients_of_the_rivals():
     np.testing.assert_array_equal(jax.grad(lambda s: jnp.sum(popup(s)))(scores), jnp.sign(scores))
 
 
+def test_surrogate_gradient_of_infinite_scores():
+    scores = jnp.array([-jnp.inf, 1.0, 2.0, jnp.inf, jnp.nan])
+    kept = lambda s: jp.surrogate_gradient(jnp.array([False, False, True, True, False]), s)
+    np.testing.assert_array_equal(kept(scores), [0, 0, 1, 1, np.nan])
+    slopes = jax.grad(lambda s: jnp.sum(kept(s)[:4]))(scores)
+    np.testing.assert_array_equal(slopes, [0, 1, 1, 0, 0])
+
+
 # Weights and scales -------------------------------------------------------------------------------
 
 
