@@ -91,7 +91,7 @@ def _pairs(first: chex.ArrayTree, second: chex.ArrayTree) -> list:
             f"the masks must be of one tree, but the first is {structure} and the second {other}"
         )
     found = [(path, (x, y)) for (path, x), y in zip(a, b, strict=True)]
-    return [(path, _whole(path, *pair)) for path, pair in found if pair != (None, None)]
+    return [(path, _whole(path, *pair)) for path, pair in found if not all(map(_is_none, pair))]
 
 
 def _is_none(leaf) -> bool:

@@ -63,3 +63,9 @@ def test_counts_past_32_bits():
     assert (counted.shape, counted.dtype) == ((1, 3), jnp.uint64)
     row = jp.Overlap("w", shapes.shape, both=2**32, lost=2**31, gained=2**31, size=2**33)
     assert (row.iou, row.churn) == (0.5, 0.5)
+
+
+def test_masks_of_numpy():
+    first = {"w": np.array([True, True, False]), "b": None}
+    *_, total = jp.overlaps(first, {"w": np.array([True, False, True]), "b": None})
+    assert (total.both, total.lost, total.gained) == (1, 1, 1)
