@@ -50,7 +50,8 @@ def parts(mask: chex.ArrayTree, sparsity: Any, scope: str) -> list[Part]:
         wanted = [target(each) for each in structure.flatten_up_to(masks.visible(mask, sparsity))]
         alike: dict[Any, list[int]] = {}
         for i, each in enumerate(wanted):  # one program finds the masks of equal patterns
-            alike.setdefault(each if isinstance(each, NM) else i, []).append(i)
+            pattern = isinstance(each, NM) and not hasattr(each.n, "dtype")  # arrays are no keys
+            alike.setdefault(each if pattern else i, []).append(i)
         shared = [*alike.values()]
     own = lambda mine: structure.unflatten(i in mine for i in range(len(leaves)))
     return [Part(wanted[mine[0]], own(frozenset(mine))) for mine in shared]

@@ -1,5 +1,6 @@
 """What `prune_to` and `keep_sparse` choose, against NumPy: targets, scores and scopes."""
 
+import chex
 import equinox as eqx
 import hypothesis
 import hypothesis.strategies as st
@@ -179,6 +180,13 @@ def test_wanda_by_a_function():
     sizes = {name: abs(leaf) * np.asarray(norms[name]) for name, leaf in kernels(weights).items()}
     total = sum(leaf.size for leaf in sizes.values())
     assert_masks(jp.prune_to(weights, 0.5, score=score)[1], largest(sizes, total // 2))
+
+
+@pytest.mark.parametrize("around", [lambda f: f, jax.jit], ids=["concrete", "traced"])
+def test_a_tree_of_patterns_whose_n_is_an_array(around):
+    own = lambda n: targets(conv=jp.NM(n, 4), first=jp.NM(n, 4), head="2:4")
+    found = around(lambda n: jp.prune_to(params(), own(n))[1])(jnp.int32(1))
+    chex.assert_trees_all_equal(found, jp.prune_to(params(), own(1))[1])
 
 
 def test_missing_gradients_name_the_argument_of_prune_to():
