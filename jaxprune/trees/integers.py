@@ -93,8 +93,8 @@ def unpack_quantized(
                 f"{-(-count * width // 8)} bytes, for {count} weights of {width} bits, got "
                 f"{np.shape(own)}: pass the mask and the grids that they were packed with"
             )
-        bits = np.unpackbits(own, count=count * width).reshape(count, width).astype(np.int32)
-        codes = bits @ (1 << np.arange(width)[::-1]) - (bits[:, 0] << width)
+        bits = np.unpackbits(own, count=count * width).reshape(count, width)
+        codes = np.packbits(bits, axis=1)[:, 0].view(np.int8) >> (8 - width)  # with the sign
         values = np.zeros(keep.shape, np.float32)
         values[keep] = (codes.astype(np.float32) + np.float32(0.5)) * np.asarray(grid.step)
         return jax.numpy.asarray(values, leaf.dtype)

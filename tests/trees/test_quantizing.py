@@ -1,5 +1,7 @@
 """Grids of weights, against a search over steps, and their packed integers."""
 
+import tracemalloc
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -119,3 +121,16 @@ def test_packed_integers_come_back(bits):
     again = jp.unpack_quantized(params, mask, grids, packed)
     np.testing.assert_array_equal(again["w"], quantized["w"])
     np.testing.assert_array_equal(again["b"], params["b"])
+
+
+def test_unpacking_takes_little_memory():
+    size = 2**18
+    params, mask = {"w": jnp.linspace(-1.0, 1.0, size)}, {"w": jnp.ones(size, bool)}
+    quantized, grids = jp.quantize_to(params, mask, 8)
+    packed = jp.pack_quantized(quantized, mask, grids)
+    tracemalloc.start()
+    unpacked = jp.unpack_quantized(params, mask, grids, packed)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 24 * size
+    np.testing.assert_array_equal(unpacked["w"], quantized["w"])
