@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from jaxprune.trees import checks, in_force, masks
+from jaxprune.trees import checks, in_force, masks, wide
 
 
 class Layer(NamedTuple):
@@ -51,10 +52,20 @@ def layers(mask: chex.ArrayTree) -> list[Layer]:
 
 def rows(paths_and_leaves: Iterable[tuple[Any, jax.Array]]) -> list[Layer]:
     """The layers of a mask that is given by its leaves."""
+    paths_and_leaves = list(paths_and_leaves)
+    leaves = [leaf for _, leaf in paths_and_leaves]
+    counts = np.asarray(_counts(leaves)).tolist() if leaves else []
     return [
-        Layer(masks.path_name(path), leaf.shape, masks.count(leaf), leaf.size)
-        for path, leaf in paths_and_leaves
+        Layer(masks.path_name(path), leaf.shape, kept, leaf.size)
+        for (path, leaf), kept in zip(paths_and_leaves, counts, strict=True)
     ]
+
+
+@wide.counts_in_64_bits
+@jax.jit
+def _counts(leaves: list[jax.Array]) -> jax.Array:
+    """How many each of them keeps: in one program, since every shape would take one of its own."""
+    return wide.exact_sums([[leaf] for leaf in leaves])[:, 0]
 
 
 class Problem(enum.IntFlag):

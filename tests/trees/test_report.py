@@ -26,6 +26,13 @@ def test_layers():
     assert all(type(row.kept) is int for row in rows)
 
 
+def test_layers_are_counted_by_one_program(caplog):
+    mask = [jnp.ones((2, size), bool) for size in range(3, 8)]
+    with jax.log_compiles():
+        assert [row.kept for row in jp.layers(mask)] == [6, 8, 10, 12, 14]
+    assert sum("Compiling" in record.message for record in caplog.records) == 1
+
+
 def test_table():
     assert jp.table(example_mask()).splitlines() == [
         "layer        shape  kept  weights   density",
