@@ -44,7 +44,8 @@ def init_thresholds(params: chex.ArrayTree, *, where: masks.Where | None = None)
         if chosen is None:
             return None
         (inside,) = groups.axes_inside("outputs", masks.path_name(path), leaf.shape)
-        return jnp.zeros_like(jnp.max(leaf, axis=inside, keepdims=True), jnp.float32)
+        of_outputs = jnp.max(leaf, axis=inside, keepdims=True, initial=0)  # which lie like them
+        return jnp.zeros_like(of_outputs, jnp.float32)
 
     return jax.tree_util.tree_map_with_path(zeros, params, masks.prunable(params, where))
 

@@ -37,6 +37,14 @@ def test_thresholds_of_zero_prune_nothing_and_have_one_entry_an_output():
     jax.tree.map(np.testing.assert_array_equal, jp.above_thresholds(params, thresholds), params)
 
 
+def test_thresholds_of_a_leaf_without_weights():
+    params = {"a": jnp.ones((0, 4)), "b": jnp.ones((2, 4))}
+    thresholds = jp.init_thresholds(params)
+    assert thresholds["a"].shape == (1, 4)
+    assert jp.above_thresholds(params, thresholds)["a"].shape == (0, 4)
+    np.testing.assert_array_equal(jp.reset_thresholds(params, thresholds)["a"], np.zeros((1, 4)))
+
+
 def test_a_leaf_that_keeps_too_little_starts_again():
     params = {"a": jnp.ones((10, 10)), "b": jnp.ones((10, 10)).at[0, 0].set(3.0)}
     thresholds = {"a": jnp.full((1, 10), 0.5), "b": jnp.full((1, 10), 2.0)}
