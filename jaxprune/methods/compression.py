@@ -64,7 +64,8 @@ def compress_to(
 
     Returns:
       The compressed parameters, the mask, and a tree like them of a `Grid` for each leaf that can
-      be pruned, `None` for others. Works inside `jax.jit`; the same bits on any mesh.
+      be pruned, `None` for others. Works inside `jax.jit`; the same bits on any mesh. Mask and
+      grids have no gradient, and rounding has none.
 
     Raises:
       TypeError: for numbers that aren't whole.
@@ -86,7 +87,9 @@ def compress_to(
     if checks.integer("`most_bits`", most_bits, least=1) > quantizing.MOST_BITS:
         raise ValueError(f"`most_bits` must be at most {quantizing.MOST_BITS}, got {most_bits}")
     chosen = jax.tree.map(
-        lambda leaf, keep: None if keep is None else leaf, params, masks.prunable(params, where)
+        lambda leaf, keep: None if keep is None else jax.lax.stop_gradient(leaf),
+        params,
+        masks.prunable(params, where),
     )
     selection.check_no_nan(chosen)
     mask, found = _projected(chosen, most_bits, place_bits, _bits(budget))

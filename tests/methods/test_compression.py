@@ -96,6 +96,21 @@ def test_on_a_mesh_as_on_one_device(compressed):
     assert found[0]["b"]["kernel"].sharding.spec == jax.P("a", "b")
 
 
+def test_inside_a_function_that_is_differentiated():
+    """A mask lets the gradient of what it keeps through; what is rounded has none."""
+    own = {"w": weights()["a"]["kernel"], "b": jnp.ones(3)}
+
+    def loss(params):
+        compressed, mask, _ = jp.compress_to(params, 5)
+        masked = jp.apply_mask(params, mask)
+        total = lambda tree: jnp.sum(tree["w"]) + jnp.sum(tree["b"])
+        return total(compressed) + 2 * total(masked), mask
+
+    slopes, mask = jax.grad(loss, has_aux=True)(own)
+    np.testing.assert_array_equal(slopes["w"], jnp.where(mask["w"], 2.0, 0.0))
+    np.testing.assert_array_equal(slopes["b"], 3.0)
+
+
 def half(weights):
     return jp.prune_to(weights, 0.5)[0]
 
