@@ -34,15 +34,17 @@ def pack_24(matrix: jax.Array, *, layout: str = "row_major") -> Packed24:
     Args:
       matrix: (..., rows, columns) of any dtype; columns divide by 16, or by 32 for dtypes of one
         byte. -0.0 may come back as 0.0. Where a group has fewer non-zeros, zeros are stored.
+        Hardware skips zeros of 2:4 in dtypes of one and two bytes (of float32, as TF32, 1:2): cast
+        before packing what is to run there.
       layout: of the metadata. "row_major", or "cutlass", the order in which CUTLASS's kernels for
-        NVIDIA Ampere read it (and PyTorch's); then rows divide by 32, or by 16 for dtypes of one
-        byte, and pairs of metadata columns exist.
+        NVIDIA Ampere read it (and PyTorch's), of dtypes of one and two bytes; then rows divide by
+        32, or by 16 for dtypes of one byte, and pairs of metadata columns exist.
 
     Returns:
       Values and metadata, half plus an eighth of the matrix for 16-bit values.
 
     Raises:
-      TypeError: for what is no array.
+      TypeError: for what is no array, or a wider dtype in CUTLASS's layout.
       ValueError: for sides that don't divide, an unknown layout, or more than two non-zeros in a
         group (outside `jax.jit`; inside, a third one is lost).
 
@@ -75,7 +77,7 @@ def pack_24(matrix: jax.Array, *, layout: str = "row_major") -> Packed24:
             f"{matrix.shape}: pad it with zeros"
         )
     if layout == "cutlass":
-        _check_cutlass(rows, columns // (4 * codes), dtype)
+        _check_cutlass(matrix.dtype, rows, columns // (4 * codes), dtype)
     groups = matrix.reshape(*matrix.shape[:-1], columns // 4, 4)
     kept = groups != 0
     if not isinstance(matrix, jax.core.Tracer) and bool(jnp.any(jnp.sum(kept, -1) > 2)):
@@ -162,7 +164,12 @@ def _check_layout(layout: str) -> None:
         raise ValueError(f"layout must be one of {_LAYOUTS}, got {layout!r}")
 
 
-def _check_cutlass(rows: int, metadata_columns: int, dtype) -> None:
+def _check_cutlass(of_values, rows: int, metadata_columns: int, dtype) -> None:
+    if of_values.itemsize > 2:
+        raise TypeError(
+            f"CUTLASS's kernels read 2:4 of one and two bytes, got {of_values}: cast the matrix to "
+            "bfloat16"
+        )
     if rows % _block(dtype) or metadata_columns % 2:
         raise ValueError(
             f"CUTLASS's layout takes rows that divide by {_block(dtype)} and an even number of "

@@ -54,7 +54,8 @@ ROWS = {
     "pack_24, unknown layout": value(
         lambda: jp.pack_24(jnp.zeros((2, 16)), layout="column"), "layout", "row_major", "'column'"),
     "pack_24, CUTLASS's rows": value(
-        lambda: jp.pack_24(jnp.zeros((8, 32)), layout="cutlass"), "divide by 32", "8 rows"),
+        lambda: jp.pack_24(jnp.zeros((8, 32), jnp.bfloat16), layout="cutlass"),
+        "divide by 32", "8 rows"),
     "unpack_24 of a matrix": kind(lambda: jp.unpack_24(KERNEL), "`pack_24`", "shape (8, 4)"),
     "unpack_24, unknown layout": value(
         lambda: jp.unpack_24(jp.pack_24(jnp.zeros((2, 16))), layout="?"), "layout", "'?'"),
