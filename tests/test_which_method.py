@@ -43,3 +43,22 @@ def test_a_line_of_the_table_runs(line, shared):
 def test_the_table_has_a_line_of_code_in_each_row():
     rows = [row for row in TEXT.splitlines() if row.count("|") == 5 and "jp." in row]
     assert len(LINES) == len(rows) > 25
+
+
+def test_what_steps_cost_is_measured():
+    """Two numbers of one row of the table, as many digits as the page has of them."""
+    convolutions, mlp = pages.text("benchmarks/results/steps-2core-cpu.md").split("### ")[1:]
+    ratios = lambda section: re.findall(
+        r"^\| [^|]+ \| [\d.]+ \| ([\d.]+) \| ([\d.]+) \|", section, re.M
+    )
+    measured = [
+        tuple(map(float, each))
+        for rows in zip(ratios(convolutions), ratios(mlp), strict=True)
+        for each in zip(*rows, strict=True)
+    ]
+    on_page = re.findall(r"([\d.]+) \(convolutions\) to ([\d.]+) \(MLP\)", TEXT)
+    assert len(on_page) == 9
+    for pair in on_page:
+        digits = [len(number.partition(".")[2]) for number in pair]
+        rounded = [tuple(map(round, each, digits)) for each in measured]
+        assert tuple(map(float, pair)) in rounded
