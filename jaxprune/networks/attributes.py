@@ -121,6 +121,10 @@ def _attention(layer, kept: Lookup):
     }
 
 
+def _lora(layer, kept: Lookup):
+    return {"in_features": layer.lora_a.shape[-2], "out_features": layer.lora_b.shape[-1]}
+
+
 def _cell(inputs: str, hidden: str):
     """Of a recurrent cell with layers of such names."""
     size = lambda layer, name: getattr(layer, name).kernel.shape[-2]
@@ -157,8 +161,10 @@ _RULES: dict[type, Callable[[Any, Lookup], dict[str, Any]]] = {
     nnx.BatchNorm: _batch_norm,
     nnx.LayerNorm: _norm,
     nnx.RMSNorm: _norm,
+    nnx.InstanceNorm: _norm,
     nnx.GroupNorm: _group_norm,
     nnx.MultiHeadAttention: _attention,
+    nnx.LoRA: _lora,
     nnx.LSTMCell: _cell("ii", "hi"),
     nnx.OptimizedLSTMCell: _cell("dense_i", "dense_h"),
     nnx.SimpleCell: _cell("dense_i", "dense_h"),

@@ -63,6 +63,22 @@ def group_norm(width, groups):
     return Layers(layers, in_turn)
 
 
+def instance_norm(width):
+    rngs = nnx.Rngs(0)
+    layers = [
+        nnx.Conv(3, width, (3, 3), rngs=rngs),
+        nnx.InstanceNorm(width, rngs=rngs),
+        nnx.Conv(width, 2, (1, 1), rngs=rngs),
+    ]
+    return Layers(layers, in_turn)
+
+
+def low_rank(rank, width):
+    rngs = nnx.Rngs(0)
+    layers = [nnx.LoRALinear(5, width, lora_rank=rank, rngs=rngs), nnx.Linear(width, 2, rngs=rngs)]
+    return Layers(layers, in_turn)
+
+
 def general(heads, width, inner):
     rngs = nnx.Rngs(0)
     layers = [
@@ -104,6 +120,8 @@ NNX = [  # the network, its sizes, what is left of them, inputs, whether it comp
     (convolutions, (4, 4, 8, 6), (2, 2, 2, 3), nets.IMAGES, True),
     (convolutions, (8, 2, 4, 6), (2, 1, 1, 3), nets.IMAGES, True),
     (group_norm, (6, 3), (2, 2), nets.IMAGES, False),
+    (instance_norm, (6,), (3,), nets.IMAGES, True),
+    (low_rank, (4, 6), (2, 3), nets.ROWS, True),
     (general, (4, 3, 6), (2, 2, 3), nets.ROWS, True),
     (normalised, (8, 6), (4, 3), nets.WORDS, False),
     (attention, (4, 3), (2, 2, 3), nets.normal(2, 5, 4), False),
