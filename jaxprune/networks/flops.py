@@ -27,8 +27,9 @@ def leaf_flops(
 
     Two for each multiplication and addition of a matrix product or convolution of the leaf with
     activations, as often as a `scan` runs it. `table(mask, flops=...)` shows them beside those of
-    kept weights. Products of two activations (attention) or of two leaves belong to no leaf, and
-    branches and loops of unknown length aren't looked into; `channel_cost` counts whole networks.
+    kept weights. Products of two activations (attention), of two leaves, or of what a gather looks
+    up (an embedding, or a layer by `jnp.take`, not by `stack[i]`) belong to no leaf, and branches
+    and loops of unknown length aren't looked into; `channel_cost` counts whole networks.
 
     Args:
       apply: pure function `apply(params, *inputs)`.

@@ -89,7 +89,8 @@ def apply_gates(
 
         def loss(gates, step):
             gated = jp.apply_gates(params, channels, gates, sharpness(step))
-            return task(gated) + 1e-4 * sum(jnp.sum(jax.nn.sigmoid(s)) for s in gates)
+            opened = map(jax.nn.sigmoid, jax.tree.leaves(gates))
+            return task(gated) + 1e-4 * sum(map(jnp.sum, opened))
 
     What is open in the end is `jax.nn.sigmoid(delta * s) > 0.9`, a mask for `channel_mask`. Train
     gates with BatchNorm in its evaluation form: a norm that measures its own batch scales up what

@@ -88,7 +88,9 @@ def relaxed_bernoulli(
       \quad l \sim \mathrm{Logistic}(0, 1),\ \epsilon = 10^{-20}
 
     P(m > 1/2) = s at any temperature; as it falls, m approaches 0 or 1. The gradient
-    m (1 - m) (1/(s+e) + 1/(1-s+e)) / temperature is finite everywhere, and exactly 0 at s = 1.
+    m (1 - m) (1/(s+e) + 1/(1-s+e)) / temperature is finite everywhere, and at temperatures up to
+    1.5 exactly 0 at s = 1. Start no higher than at 1, as the paper does: above, the gradient at 0
+    and 1 grows like e^(1/temperature - 1), to 1e10 at 2.
 
     Args:
       key: one `jax.random.key`.
