@@ -25,6 +25,7 @@ from jaxprune.trees import checks, wide
 _ANSWERS = 512  # partial answers that are kept
 _CHOICES = 32  # of a layer that are looked at
 _HALVINGS = 100  # of the price
+_HIGHEST = 1e150  # price; its square is finite
 
 
 class Choice(NamedTuple):
@@ -123,13 +124,14 @@ def _choice(errors, sizes, budget) -> Choice:
 def _choose(errors, sizes, budget) -> Choice:
     sizes = jnp.where(jnp.isfinite(errors), sizes, jnp.inf)
     smallest = jnp.min(sizes, axis=1)
+    largest = jnp.max(jnp.where(jnp.isfinite(sizes), sizes, 0), axis=1)
     budget = jnp.maximum(budget, jnp.sum(smallest))
     price, known = _price(errors, sizes, budget)
     best_known = _sum_of(errors, known)
     priced = _priced(errors, sizes, price)
     relaxed = jnp.min(priced, axis=1)
-    # Large layers first: their choices matter most to what is left. Of each its best choices.
-    order = jnp.argsort(-jnp.max(jnp.where(jnp.isfinite(sizes), sizes, 0), axis=1))
+    # Layers that differ much first: they matter most to what is left. Of each its best choices.
+    order = jnp.argsort(smallest - largest)
     near = jnp.argsort(priced, axis=1)[order].astype(jnp.int32)
     first = lambda x: jnp.take_along_axis(x[order], near[:, :_CHOICES], axis=1)
     others = jnp.take_along_axis(priced[order], near[:, _CHOICES:], axis=1)
@@ -169,9 +171,7 @@ def _price(errors, sizes, budget):
     """The least price at which the layers' own choices fit the budget, and these choices."""
     choices_at = lambda price: _least(_priced(errors, sizes, price))
     fits = lambda index: _sum_of(sizes, index) <= budget
-    error, size = (jnp.where(jnp.isfinite(x), x, 0) for x in (errors, sizes))
-    highest = 1 + jnp.max(error) - jnp.min(error)
-    highest = highest / jnp.min(jnp.where(size > 0, size, 1), initial=1)
+    smallest, highest = _smallest_choices(errors, sizes)
 
     def halve(_, ends):
         low, high, index = ends
@@ -182,9 +182,20 @@ def _price(errors, sizes, budget):
         return low, high, jnp.where(fit, found, index)
 
     free = choices_at(0.0)
-    ends = jnp.float64(0), highest, _least(sizes)
+    ends = jnp.float64(0), highest, smallest
     _, price, index = jax.lax.fori_loop(0, _HALVINGS, halve, ends)
     return jnp.where(fits(free), 0.0, price), jnp.where(fits(free), free, index)
+
+
+def _smallest_choices(errors, sizes):
+    """The layers' smallest choices, the best among equals, and a price at which they are taken."""
+    size = jnp.min(sizes, axis=1, keepdims=True)
+    smallest = jnp.where(sizes == size, errors, jnp.inf)
+    more = jnp.where(jnp.isfinite(sizes) & (sizes > size), sizes - size, jnp.inf)
+    # What one more unit of size saves at most. Only these differences matter, not sizes themselves.
+    saved = (jnp.min(smallest, axis=1, keepdims=True) - errors) / more
+    highest = jnp.max(jnp.where(jnp.isfinite(more), saved, 0), initial=0)
+    return _least(smallest), jnp.minimum(2 * highest, _HIGHEST)
 
 
 def _add_layer(price, budget, best_known, answers: _Answers, layer):

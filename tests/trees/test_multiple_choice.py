@@ -76,6 +76,28 @@ def test_the_price_bounds_what_more_budget_saves():
     assert more.error >= relaxed - 0.1 * budget * float(choice.price) * (1 + 1e-5)
 
 
+@pytest.mark.parametrize(("unit", "common"), [(1, 20_000), (2**-12, 20_000), (2**20, 0)])
+@pytest.mark.parametrize("layers", [6, 60])
+def test_units_and_a_common_part_of_sizes_change_the_price_alone(unit, common, layers):
+    """As of milliseconds with overhead, or microseconds."""
+    random = np.random.default_rng(3)
+    errors = -np.sort(-100 * random.random((layers, 8)), axis=1)
+    sizes = np.sort(random.integers(0, 1000, (layers, 8)), axis=1).astype(float)
+    budget = (sizes.min(1).sum() + sizes.max(1).sum()) // 2
+    choice = jp.multiple_choice(errors, sizes, budget)
+    other = jp.multiple_choice(errors, unit * (sizes + common), unit * (budget + layers * common))
+    np.testing.assert_array_equal(other.index, choice.index)
+    assert other.error == choice.error == pytest.approx(float(choice.bound), rel=1e-6)
+    assert other.bound == pytest.approx(float(choice.bound), rel=1e-6)
+    assert other.price * unit == pytest.approx(float(choice.price), rel=1e-5)
+
+
+def test_small_differences_of_sizes_have_their_price():
+    choice = jp.multiple_choice([[100.0, 0.0]] * 10, [[5.0, 5.125]] * 10, 50.625)
+    assert choice.price == pytest.approx(100 / 0.125)
+    assert choice.error == choice.bound == 500
+
+
 @pytest.mark.parametrize(("limit", "value"), [("_ANSWERS", 2), ("_CHOICES", 2)])
 def test_what_the_list_cannot_hold_is_in_the_certificate(monkeypatch, limit, value):
     monkeypatch.setattr(module, limit, value)
