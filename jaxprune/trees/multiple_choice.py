@@ -125,7 +125,8 @@ def _choose(errors, sizes, budget) -> Choice:
     sizes = jnp.where(jnp.isfinite(errors), sizes, jnp.inf)
     smallest = jnp.min(sizes, axis=1)
     largest = jnp.max(jnp.where(jnp.isfinite(sizes), sizes, 0), axis=1)
-    budget = jnp.maximum(budget, jnp.sum(smallest))
+    # Finite, since it is multiplied by a price of 0; twice, so that rounding can't make it bind.
+    budget = jnp.minimum(jnp.maximum(budget, jnp.sum(smallest)), 2 * jnp.sum(largest))
     price, known = _price(errors, sizes, budget)
     best_known = _sum_of(errors, known)
     priced = _priced(errors, sizes, price)

@@ -98,6 +98,13 @@ def test_small_differences_of_sizes_have_their_price():
     assert choice.error == choice.bound == 500
 
 
+@pytest.mark.parametrize("sizes", [[[0.5, 2.0], [1.0, 3.0]], [[0.0, 0.0]] * 2])
+def test_an_infinite_budget_takes_the_least_errors(sizes):
+    choice = jp.multiple_choice([[4.0, 1.0], [0.5, 2.0]], sizes, np.inf)
+    assert choice.index.tolist() == [1, 0]
+    assert (choice.error, choice.bound, choice.price) == (1.5, 1.5, 0)
+
+
 @pytest.mark.parametrize(("limit", "value"), [("_ANSWERS", 2), ("_CHOICES", 2)])
 def test_what_the_list_cannot_hold_is_in_the_certificate(monkeypatch, limit, value):
     monkeypatch.setattr(module, limit, value)
