@@ -29,7 +29,7 @@ def init_thresholds(params: chex.ArrayTree, *, where: masks.Where | None = None)
 
     Returns:
       A tree like `params` of float32 arrays, with the leaf's dimensions and length 1 in all that
-      aren't its outputs; `None` for leaves that stay dense.
+      aren't its outputs (nor layers of attention in one stack); `None` for leaves that stay dense.
 
     Raises:
       TypeError, ValueError: for what `prunable` refuses, or a leaf without outputs.

@@ -3,7 +3,8 @@
 A group is given by the axes inside it. Names for them are resolved here, once for all layouts that
 Flax has: kernels are (..., inputs, outputs), that is (in, out) of a Dense layer and HWIO of a
 convolution; attention's query, key and value are (inputs, heads, size) and its out (heads, size,
-outputs), known by these names and their three dimensions.
+outputs), known by these names and three dimensions or more. Axes before these are of layers in one
+stack (`flax.linen.scan`, `nnx.vmap`), each of which has groups of its own.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ def group_norms(params: chex.ArrayTree, axis: Axis) -> chex.ArrayTree:
       axis: the axes inside a group, over which the norm runs: an integer or a tuple of integers,
         the same for each leaf; or a name. "outputs": a group holds what makes one output: a
         matrix's column, a convolution's filter. "inputs": what one input goes to: a row, an input
-        channel. "heads": what belongs to one head of Flax's attention.
+        channel. "heads": what belongs to one head of Flax's attention. Attention is known by the
+        names query, key, value and out of kernels with three dimensions or more; where layers of it
+        lie in one stack, along axes before these, each has its own groups.
 
     Returns:
       A tree like `params`, float32 or wider, with length 1 along the axes inside a group, so that
@@ -85,7 +88,7 @@ def axes_inside(axis: Axis, path: str, shape: tuple[int, ...]) -> list[tuple[int
     """
     wanted = _as_tuple(axis)
     if isinstance(wanted[0], str):
-        return [_all_but(side(str(name), path, shape), shape) for name in wanted]
+        return [_beside(side(str(name), path, shape), path, shape) for name in wanted]
     integers = tuple(map(int, wanted))
     inside = sorted(i % len(shape) for i in integers if -len(shape) <= i < len(shape))
     if len(set(inside)) != len(integers):
@@ -128,14 +131,14 @@ def side(name: str, path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
       ValueError: if the leaf has none.
     """
     _check_name(name)
-    attention = _ATTENTION_KERNEL.search(path) if len(shape) == 3 else None
-    if attention:
-        return _ATTENTION[attention[1]][name]
+    part = _part_of_attention(path, shape)
+    if part:
+        return tuple(len(shape) - 3 + axis for axis in _ATTENTION[part][name])
     if name == "heads":
         raise ValueError(
-            f"leaf '{path}' of shape {shape} has no heads: only three-dimensional kernels of "
-            "query, key, value and out are known to have some; choose leaves with `where`, or "
-            "give the axes inside a group as integers"
+            f"leaf '{path}' of shape {shape} has no heads: only kernels of query, key, "
+            "value and out with three dimensions or more are known to have some; choose leaves "
+            "with `where`, or give the axes inside a group as integers"
         )
     if len(shape) < 2:
         raise ValueError(
@@ -145,8 +148,15 @@ def side(name: str, path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     return (len(shape) - 2,) if name == "inputs" else (len(shape) - 1,)
 
 
-def _all_but(axes: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(axis for axis in range(len(shape)) if axis not in axes)
+def _part_of_attention(path: str, shape: tuple[int, ...]) -> str | None:
+    found = _ATTENTION_KERNEL.search(path) if len(shape) >= 3 else None
+    return found and found[1]
+
+
+def _beside(axes: tuple[int, ...], path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The other axes of one layer."""
+    first = len(shape) - 3 if _part_of_attention(path, shape) else 0
+    return tuple(axis for axis in range(first, len(shape)) if axis not in axes)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))

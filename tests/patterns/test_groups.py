@@ -121,6 +121,42 @@ def test_penalties_resolve_names_as_norms_do(make):
     assert float(by_name) == pytest.approx(each, rel=1e-6)
 
 
+def stack_of(trees):
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+ON_KERNELS = {
+    **{name: lambda tree, name=name: jp.group_norms(tree, name) for name in INSIDE},
+    "N:M": lambda tree: jp.nm_mask(tree, 1, 4),
+    "N:M of outputs": lambda tree: jp.nm_mask(tree, 1, 4, axis="outputs"),
+    "transposable": lambda tree: jp.transposable_nm_mask(tree, 1, 2),
+}
+
+
+@pytest.mark.parametrize("function", ON_KERNELS.values(), ids=ON_KERNELS)
+def test_attention_in_one_stack_is_as_layer_by_layer(function):
+    """As under `flax.linen.scan` and `nnx.vmap`, whose axes come first."""
+    kernels = kernels_of(linen_attention())
+    layers = [jax.tree.map(lambda leaf, i=i: jnp.roll(leaf, i), kernels) for i in range(2)]
+    expected = stack_of([function(layer) for layer in layers])
+    chex.assert_trees_all_close(function(stack_of(layers)), expected)
+    chex.assert_trees_all_close(function(stack_of([stack_of(layers)])), stack_of([expected]))
+
+
+@pytest.mark.parametrize("name", INSIDE)
+def test_blocks_and_penalties_of_attention_in_one_stack(name):
+    kernels = kernels_of(linen_attention())
+    stack = stack_of([kernels, kernels])
+    norms = jp.group_norms(stack, name)
+    square = float(jp.hoyer_square(norms))
+    assert float(jp.group_hoyer_square(stack, name)) == pytest.approx(square, rel=1e-6)
+    mask = jp.prune_to(stack, jp.Blocks(0.5, name))[1]
+    floats = lambda tree: jax.tree.map(jnp.float32, tree)
+    kept = jax.tree.map(lambda norm: norm > 0, jp.group_norms(floats(mask), name))
+    whole = jax.tree.map(lambda keep, leaf: jnp.broadcast_to(keep, leaf.shape), kept, mask)
+    chex.assert_trees_all_equal(whole, mask)
+
+
 @every_attention
 def test_heads_need_kernels_of_attention(make):
     """A bias of (heads, size) isn't one."""
