@@ -27,14 +27,14 @@ def erk_sparsities(
 
     Args:
       params: tree of arrays; shapes suffice.
-      sparsity: of all prunable weights together, in [0, 1].
+      sparsity: of all prunable weights together, in [0, 1]; not traced.
       where: which leaves can be pruned, as for `prunable`.
 
     Returns:
       A tree like `params` of Python floats, and `None` for leaves that stay dense.
 
     Raises:
-      TypeError: for a sparsity that is no number, or what `prunable` refuses.
+      TypeError: for a sparsity that is no number or traced, or what `prunable` refuses.
       ValueError: for a sparsity outside [0, 1], or if nothing is prunable.
 
     Source: Evci et al., "Rigging the lottery" (ICML 2020), section 3.1; Mocanu et al. (2018).
@@ -45,7 +45,7 @@ def erk_sparsities(
     >>> jp.erk_sparsities(params, 0.9)
     {'bias': None, 'large': 0.91276..., 'small': 0.38936...}
     """
-    checks.fraction("the sparsity", sparsity)
+    _check_known("the sparsity", sparsity)
     chosen = jax.eval_shape(lambda params: masks.prunable(params, where), params)
     leaves, structure = jax.tree.flatten(chosen)
     densities = _erk_densities([leaf.shape for leaf in leaves], 1.0 - float(sparsity))
@@ -77,8 +77,8 @@ def random_mask(
     Args:
       key: one `jax.random.key`.
       params: tree of arrays.
-      sparsity: in [0, 1], for each leaf; or a tree like `params` of such numbers, with `None` where
-        a leaf stays dense, such as `erk_sparsities`.
+      sparsity: in [0, 1], for each leaf, not traced; or a tree like `params` of such numbers, with
+        `None` where a leaf stays dense, such as `erk_sparsities`.
       where: which leaves can be pruned, as for `prunable`; with a tree of sparsities, which says it
         already, nothing.
 
@@ -86,7 +86,7 @@ def random_mask(
       A mask like `params`. Of a leaf of n weights n (1 - sparsity), rounded, are kept.
 
     Raises:
-      TypeError: for a sparsity or a key that is none, or what `prunable` refuses.
+      TypeError: for a sparsity or key that is none, a traced sparsity, or what `prunable` refuses.
       ValueError: for a sparsity outside [0, 1], a tree that doesn't fit, or a `where` beside it.
 
     >>> import jax, jax.numpy as jnp
@@ -105,15 +105,24 @@ def random_mask(
 def _of_leaves(params, sparsity: Any, where) -> chex.ArrayTree:
     """A sparsity for each leaf that can be pruned."""
     if jax.tree_util.all_leaves([sparsity]):
-        checks.fraction("the sparsity", sparsity)
+        _check_known("the sparsity", sparsity)
         chosen = jax.eval_shape(lambda params: masks.prunable(params, where), params)
         return jax.tree.map(lambda _: sparsity, chosen)
     if where is not None:
         raise ValueError("`where` goes with one sparsity; a tree of them has None for other leaves")
     masks.leaves_like(params, sparsity, "the tree of sparsities", "`erk_sparsities`")
     for path, value in jax.tree_util.tree_leaves_with_path(sparsity):
-        checks.fraction(f"the sparsity of leaf '{masks.path_name(path)}'", value)
+        _check_known(f"the sparsity of leaf '{masks.path_name(path)}'", value)
     return sparsity
+
+
+def _check_known(name: str, sparsity: Any) -> None:
+    checks.fraction(name, sparsity)
+    if not checks.known(sparsity):
+        raise TypeError(
+            f"{name} must be a number that is known while JAX traces, got a traced one: give a "
+            "Python number, as a static argument of `jax.jit`"
+        )
 
 
 @wide.counts_in_64_bits

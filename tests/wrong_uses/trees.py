@@ -261,6 +261,12 @@ BUDGETS = {
         lambda: jp.erk_sparsities(PARAMS, 90), "sparsity", "[0, 1]", "90"),
     "erk_sparsities of a schedule": kind(
         lambda: jp.erk_sparsities(PARAMS, SCHEDULE), "sparsity", "function"),
+    "erk_sparsities of a traced one": kind(
+        lambda: jax.jit(lambda s: jp.erk_sparsities(PARAMS, s))(0.5), "sparsity", "traced", "jit"),
+    "random_mask of a traced one": kind(
+        lambda: jax.jit(lambda s: jp.random_mask(KEY, PARAMS, s))(0.5), "sparsity", "traced"),
+    "random_mask of a leaf's traced one": kind(
+        lambda: jax.jit(lambda s: jp.random_mask(KEY, MATRIX, {"w": s}))(0.5), "'w'", "traced"),
     "random_mask without a key": kind(lambda: jp.random_mask(PARAMS, PARAMS, 0.5), "key", "dict"),
     "random_mask of 90": value(lambda: jp.random_mask(KEY, PARAMS, 90), "[0, 1]", "90"),
     "random_mask of a wrong leaf": value(
