@@ -198,7 +198,7 @@ def trimming_point(x: jax.Array) -> jax.Array:
         kind = checks.described(x)
         raise TypeError(f"the trimming point is of one floating-point array, got {kind}")
     inverse, s1, s2 = _moments(x)
-    return s2 / groups.or_one(s1 * inverse)
+    return (s2 / groups.or_one(s1)) / inverse  # their product may overflow
 
 
 def _sum_over(tree, penalty: Callable[[jax.Array], jax.Array]) -> jax.Array:

@@ -84,6 +84,7 @@ def test_trimming_point_has_the_units_of_its_argument():
         tau = jax.jit(jp.trimming_point)(w * jnp.float32(scale))
         np.testing.assert_allclose(tau, 25 / 7 * scale, rtol=1e-6)
     assert float(jp.trimming_point(jnp.zeros(3))) == 0
+    np.testing.assert_allclose(jp.trimming_point(jnp.full(1000, 2e-38)), 2e-38, rtol=1e-6)
     half = jp.trimming_point(w.astype(jnp.float16))
     assert half.dtype == jnp.float32
     np.testing.assert_allclose(half, 25 / 7, rtol=1e-6)
