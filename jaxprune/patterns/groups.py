@@ -4,7 +4,8 @@ A group is given by the axes inside it. Names for them are resolved here, once f
 Flax has: kernels are (..., inputs, outputs), that is (in, out) of a Dense layer and HWIO of a
 convolution; attention's query, key and value are (inputs, heads, size) and its out (heads, size,
 outputs), known by these names and three dimensions or more. Axes before these are of layers in one
-stack (`flax.linen.scan`, `nnx.vmap`), each of which has groups of its own.
+stack (`flax.linen.scan`, `nnx.vmap`), each of which has groups of its own. Convolutions may have
+these names too: of more than three dimensions, a kernel with a square window is one.
 """
 
 from __future__ import annotations
@@ -44,8 +45,9 @@ def group_norms(params: chex.ArrayTree, axis: Axis) -> chex.ArrayTree:
         the same for each leaf; or a name. "outputs": a group holds what makes one output: a
         matrix's column, a convolution's filter. "inputs": what one input goes to: a row, an input
         channel. "heads": what belongs to one head of Flax's attention. Attention is known by the
-        names query, key, value and out of kernels with three dimensions or more; where layers of it
-        lie in one stack, along axes before these, each has its own groups.
+        names query, key, value and out of kernels with three dimensions or more, if it is no
+        convolution with a square window; where layers of it lie in one stack, along axes before
+        these, each has its own groups.
 
     Returns:
       A tree like `params`, float32 or wider, with length 1 along the axes inside a group, so that
@@ -149,7 +151,9 @@ def side(name: str, path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _part_of_attention(path: str, shape: tuple[int, ...]) -> str | None:
-    found = _ATTENTION_KERNEL.search(path) if len(shape) >= 3 else None
+    """Such as "query"; None for another kernel, or a convolution with a square window."""
+    is_window = len(shape) > 3 and len({*shape[:-2]}) == 1
+    found = _ATTENTION_KERNEL.search(path) if len(shape) >= 3 and not is_window else None
     return found and found[1]
 
 

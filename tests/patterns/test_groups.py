@@ -143,6 +143,14 @@ def test_attention_in_one_stack_is_as_layer_by_layer(function):
     chex.assert_trees_all_close(function(stack_of([stack_of(layers)])), stack_of([expected]))
 
 
+@pytest.mark.parametrize("name", ["inputs", "outputs"])
+def test_a_convolution_may_have_the_name_of_a_part_of_attention(name):
+    kernel = jax.random.normal(jax.random.key(0), (3, 3, 4, 8))
+    norms = jp.group_norms({"out": {"kernel": kernel}, "conv": {"kernel": kernel}}, name)
+    assert norms["out"]["kernel"].size == kernel.shape[2 if name == "inputs" else 3]
+    np.testing.assert_array_equal(norms["out"]["kernel"], norms["conv"]["kernel"])
+
+
 @pytest.mark.parametrize("name", INSIDE)
 def test_blocks_and_penalties_of_attention_in_one_stack(name):
     kernels = kernels_of(linen_attention())
