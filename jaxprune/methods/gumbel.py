@@ -9,6 +9,7 @@ goes into the weights: the network is then a plain one.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import chex
@@ -21,7 +22,8 @@ from jaxprune.methods.keeping import needed
 from jaxprune.trees import checks, masks
 
 _LIMIT = 10.0  # of a logit whose projected probability is 0 or 1
-_LEAST = 1e-4  # at least what such a limit leaves of a probability of 0
+_LEAST = 1.0 / (1.0 + math.exp(_LIMIT))  # what such a limit leaves of a probability of 0
+_SPAN = 1.0 - 2.0 * _LEAST
 
 
 def signed_constant(params: chex.ArrayTree, mask: chex.ArrayTree) -> chex.ArrayTree:
@@ -128,7 +130,9 @@ def project_logits(sparsity: optax.ScalarOrSchedule) -> optax.GradientTransforma
     """Projects logits so that their probabilities are within one budget over all layers.
 
     A chosen sparsity, which the paper doesn't have: sigma(logits) is projected as ProbMask's
-    probabilities are (`project_probabilities`), and taken back to logits within +-10.
+    probabilities are (`project_probabilities`), and taken back to logits within +-10. These leave
+    4.5e-5 of each probability of 0, which the budget contains: it holds up to a sparsity of
+    0.99995, and beyond it all projected logits are -10.
 
     Args:
       sparsity: in [0, 1], as for `project_probabilities`.
@@ -156,19 +160,28 @@ def project_logits(sparsity: optax.ScalarOrSchedule) -> optax.GradientTransforma
         masks.check_floating("the projection", params)
         moved: Any = optax.apply_updates(params, updates)
         probs, before = _probabilities(moved), _probabilities(params)
-        rounding = _LEAST + probmask.roundings(params)
+        rounding = 2.0 * _LEAST + probmask.roundings(params)
+        # As from [_LEAST, 1 - _LEAST] to [0, 1], which leaves nearest points nearest.
+        shares = jax.tree.map(lambda prob: (prob - _LEAST) / _SPAN, probs)
         projected, state = probmask.projection(
-            probs, before, state, sparsity=sparsity, rounding=rounding
+            shares, before, state, sparsity=sparsity, rounding=rounding, left=_left
         )
 
-        def back(logit, prob, new, old):
-            limited = jnp.clip(jax.scipy.special.logit(new), -_LIMIT, _LIMIT)
-            return jnp.where(new == prob, logit, limited.astype(logit.dtype)) - old
+        def back(logit, share, new, old):
+            limited = jnp.clip(jax.scipy.special.logit(_LEAST + _SPAN * new), -_LIMIT, _LIMIT)
+            same = new == jnp.clip(share, 0.0, 1.0)
+            return jnp.where(same, logit, limited.astype(logit.dtype)) - old
 
-        updates = jax.tree.map(back, moved, probs, projected, params)
+        updates = jax.tree.map(back, moved, shares, projected, params)
         return probmask.nan_where_nan(updates, moved), state
 
     return optax.GradientTransformation(lambda params: probmask.initial_state(), update_fn)
+
+
+def _left(density: chex.Numeric) -> chex.Numeric:
+    """What a density leaves to shares, beside the least of each probability."""
+    left = (density - _LEAST) / _SPAN
+    return max(left, 0.0) if isinstance(left, float) else jnp.maximum(left, 0.0)
 
 
 def _probabilities(logits: chex.ArrayTree) -> chex.ArrayTree:

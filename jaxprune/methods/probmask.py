@@ -142,6 +142,7 @@ def projection(
     sparsity: optax.ScalarOrSchedule,
     costs: Costs = None,
     rounding: float,
+    left: Callable[[Any], chex.Numeric] = lambda density: density,
 ) -> tuple[chex.ArrayTree, ProjectProbabilitiesState]:
     """The projected probabilities, with 0 in the place of NaN, and the next state.
 
@@ -152,10 +153,11 @@ def projection(
       sparsity: as for `project_probabilities`.
       costs: as for `project_probabilities`.
       rounding: by how much a probability may be off, though nothing has moved it.
+      left: of a density, what `moved` may have of it.
     """
     priced = _priced(moved, costs)
     density, valid = _density(sparsity, state, priced.least)
-    projected = priced.projected(moved, density * priced.most)
+    projected = priced.projected(moved, left(density) * priced.most)
     # One sum says all: it is NaN if a probability is, and far above if one lies outside [0, 1].
     seen = priced.spent(_marked(before, rounding))
     limit = (_SLACK * state.density + rounding) * priced.most

@@ -224,7 +224,26 @@ def test_projected_logits_are_within_the_budget(density, relaxed):
     assert budget == pytest.approx(density, rel=1e-3) or density == 1.0
     for _ in range(3):
         logits, state = step(logits, state)
-        assert probabilities(logits).mean() <= density * (1 + 1e-5) + 5e-5
+        assert probabilities(logits).mean() <= density * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("density", [1e-2, 1e-3, 1e-4])
+def test_a_tiny_budget_contains_what_the_limits_leave(density):
+    logits = {"w": normal(100_000).at[0].set(-50.0)}
+    tx = jp.project_logits(1 - density)
+    updates, _ = tx.update({"w": jnp.zeros(100_000)}, tx.init(logits), logits)
+    projected = optax.apply_updates(logits, updates)
+    assert probabilities(projected).mean(dtype=float) == pytest.approx(density, rel=1e-4)
+    assert projected["w"][0] == -50.0
+    assert projected["w"][1:].min() == -10.0
+
+
+@pytest.mark.parametrize("sparsity", [1.0, optax.constant_schedule(jnp.float32(1.0))])
+def test_a_budget_of_nothing_takes_logits_to_the_limit(sparsity):
+    logits = {"w": normal(100)}
+    tx = jp.project_logits(sparsity)
+    updates, _ = tx.update({"w": jnp.zeros(100)}, tx.init(logits), logits)
+    np.testing.assert_allclose(optax.apply_updates(logits, updates)["w"], -10.0, rtol=1e-6)
 
 
 def test_logits_within_the_budget_are_left_alone():
