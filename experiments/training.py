@@ -57,6 +57,7 @@ def train(
         return found if room.task.metric.higher_is_better else -found
 
     network = network._replace(rest=state.rest)
+    network = start.phase.in_force(network, state.params, state.opt_state)
     with announced(f"{phase.name}: choosing the outcome"):
         return start.phase.end(state.params, network, experiment.sparsity, end_key, score)
 
@@ -156,7 +157,8 @@ def compiled(
     @jax.jit
     def current(state: State, mask: Tree):
         key = jax.random.fold_in(state.key, steps.total + state.step)
-        weights, mask = phase.current(state.params, mask, key)
+        kept = phase.in_force(Network(None, None, mask), state.params, state.opt_state)
+        weights, mask = phase.current(state.params, kept.mask, key)
         dying = optax.tree.get(jp.count_dying().init(state.params), "dying")
         return room.devices.constrained(weights), jp.sparsity(mask), dying
 

@@ -66,6 +66,10 @@ class Training:
         """The phase as it trains this network: most need to know nothing of it."""
         return self
 
+    def in_force(self, network: Network, params: Tree, opt_state: optax.OptState) -> Network:
+        """The network with the mask and the grids that links keep to now; most keep its own."""
+        return network
+
 
 class OneShot:
     """A phase that trains nothing.

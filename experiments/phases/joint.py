@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 
-import jax
 import optax
 
 import jaxprune as jp
@@ -98,12 +97,11 @@ class TrainQuantized(FineTune):
         keep = jp.keep_quantized(network.mask, self.grids(network))
         return jp.straight_through(optax.chain(self.clipping(), self.descent(steps)), keep)
 
+    def in_force(self, network, params, opt_state):
+        """The network with the grids on which its weights lie now."""
+        return network._replace(grids=optax.tree.get(opt_state, "grids"))
+
     def end(self, weights, network, sparsity, key, score):
-        """The trained network, and the grids on which its weights lie."""
-        bits = jax.tree.map(lambda grid: grid.bits, self.grids(network), is_leaf=_is_grid)
-        weights, grids = jp.quantize_to(weights, network.mask, bits)
-        return network._replace(weights=weights, grids=grids)
-
-
-def _is_grid(x) -> bool:
-    return isinstance(x, jp.Grid)
+        """The trained network, its weights exactly on their grids."""
+        weights, _ = jp.quantize_to(weights, network.mask, network.grids)
+        return network._replace(weights=weights)

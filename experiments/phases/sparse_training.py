@@ -15,7 +15,6 @@ from experiments.phases.base import (
     check_fractions,
     check_not_negative,
     check_positive,
-    nonzero,
 )
 from experiments.phases.dense import FineTune
 
@@ -101,10 +100,6 @@ class Regrow(FineTune):
             key=jax.random.key(0),
         )  # fmt: skip
 
-    def current(self, weights, mask, key):
-        """The weights, and which of them aren't zero."""
-        return weights, nonzero(weights, mask)
-
-    def end(self, weights, network, sparsity, key, score):
-        """The trained network with the mask of what isn't zero."""
-        return network._replace(weights=weights, mask=nonzero(weights, network.mask))
+    def in_force(self, network, params, opt_state):
+        """The network with the mask as it has moved: weights that grew are zero at first."""
+        return network._replace(mask=jp.current_mask(params, opt_state))

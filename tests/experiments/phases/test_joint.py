@@ -4,6 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import jaxprune as jp
@@ -55,6 +56,19 @@ def test_one_after_the_other_and_quantization_alone(after_dense):
     ):
         assert np.unique(leaf).size <= 5
         assert not np.any(np.asarray(leaf)[~np.asarray(keep)])
+
+
+@pytest.mark.parametrize("bits", [2, 8])
+def test_weights_end_on_the_grids_that_they_were_trained_on(bits):
+    phase, network = TrainQuantized(epochs=1, bits=bits, **ADAM), initial()
+    tx = phase.links(network, 0.9, 10, None)
+    weights = phase.begin(network, 0.9)
+    state, update = tx.init(weights), jax.jit(tx.update)
+    for _ in range(3):
+        updates, state = update(jax.tree.map(jnp.cos, weights), state, weights)
+        weights = optax.apply_updates(weights, updates)
+    ended = phase.end(weights, phase.in_force(network, weights, state), 0.9, None, None)
+    chex.assert_trees_all_close(ended.weights, weights, rtol=1e-5)
 
 
 def test_the_result_has_the_size_of_the_file(tmp_path):

@@ -41,9 +41,9 @@ def test_masks_that_move_keep_the_densities_of_their_leaves(by, tmp_path):
         size - round(sparsity * size)
         for size, sparsity in zip(sizes, jax.tree.leaves(wanted), strict=True)
     ]
-    # A weight that grew where no gradient ever comes is still zero, and counts as pruned.
-    for before, after in zip(kept_by_leaf(start.mask), kept_by_leaf(network.mask), strict=True):
-        assert before - 5 <= after <= before
+    # Weights that grew where no gradient ever comes are among them, though they are still zero.
+    assert kept_by_leaf(network.mask) == kept_by_leaf(start.mask)
+    assert result["kept"] == kept_of(network.mask)
     assert 0.02 < jp.overlaps(start.mask, network.mask)[-1].churn < 0.2
     assert result["accuracy"] > 0.3 and result["problems"] == []
 
