@@ -37,7 +37,7 @@ class FileSize(NamedTuple):
 
 
 def write(network: Network, path: Path) -> FileSize:
-    """Writes the network's file."""
+    """Writes the network's file, which all processes can read then."""
     leaves, mask, grids = _flat(network)
     quantized = {name: keep if grids[name] else None for name, keep in mask.items()}
     codes: Any = jp.pack_quantized(leaves, quantized, grids) if any(grids.values()) else {}
@@ -58,8 +58,7 @@ def write(network: Network, path: Path) -> FileSize:
     packed = np.packbits(np.concatenate([np.zeros(0, np.uint8), *stream])).tobytes()
     head = zlib.compress(json.dumps(header, separators=(",", ":")).encode(), 9)
     file = b"".join([_LENGTH.pack(len(head)), head, *content, packed])
-    if processes.is_main():
-        path.write_bytes(file)
+    processes.by_main(lambda: processes.write(path, file))
     return FileSize(values + len(packed), places, len(file))
 
 

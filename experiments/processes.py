@@ -97,11 +97,11 @@ def by_main(action: Callable[[], None]) -> None:
         raise failed or UsageError("process 0 can't go on, and says why")
 
 
-def write(path: Path, text: str) -> None:
+def write(path: Path, content: str | bytes) -> None:
     """Process 0 makes or replaces a file, at one stroke."""
     if is_main():
         partial = path.with_name(f"{path.name}.partial")
-        partial.write_text(text)
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
         partial.replace(path)
 
 

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 import jaxprune as jp
-from experiments import exported
+from experiments import exported, processes
 from experiments.phases import Compress, PruneMagnitudes, TrainQuantized
 from tests.experiments.runs import initial, outcome, rows, run_phases
 
@@ -89,6 +89,19 @@ def test_floats_of_any_density_come_back(tmp_path, density):
     assert size.places <= 50_200 // 8 + 200
     read = exported.with_leaves(initial(seed=1), exported.read(tmp_path / "network.bin"))
     chex.assert_trees_all_equal(read.weights, network.weights)
+
+
+def test_processes_wait_for_the_whole_file(tmp_path, monkeypatch):
+    path, found = tmp_path / "network.bin", []
+
+    def shown(*values):
+        found.append(path.stat().st_size)
+        return np.array([values])
+
+    monkeypatch.setattr(processes, "shown", shown)
+    size = exported.write(initial(), path)
+    assert found == [size.total]
+    assert [*tmp_path.iterdir()] == [path]
 
 
 def test_wrong_settings():
