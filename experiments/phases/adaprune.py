@@ -5,6 +5,7 @@ import time
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 import jaxprune as jp
 from experiments.phases.base import (
@@ -147,8 +148,36 @@ class Recalibrate(OneShot):
     def apply(self, network: Network, sparsity: float, room) -> Network:
         """The network with another rest."""
         see = jax.jit(lambda *args: room.run(*args, train=True)[1])
-        weights, rest = network.masked_weights(), network.rest
-        for _ in range(self.passes):
-            for inputs in room.calibration(self.records, self.batch):
-                rest = see(weights, rest, inputs)
-        return network._replace(rest=rest)
+        weights = network.masked_weights()
+        batches = room.calibration(self.records, self.batch)
+
+        def seen(rest):
+            for _ in range(self.passes):
+                for inputs in batches:
+                    rest = see(weights, rest, inputs)
+            return rest
+
+        start = _of_averages(jnp.zeros_like, network.rest)
+        once = seen(start)
+        twice = seen(_of_averages(lambda _, average: average, start, once))
+        return network._replace(rest=_of_averages(_without_start, once, twice))
+
+
+def _of_averages(function, rest: Tree, *others: Tree) -> Tree:
+    """The rest with a function of its BatchNorm's averages in their place."""
+    is_average = lambda x: isinstance(x, nnx.BatchStat)
+
+    def of(leaf, *more):
+        return jax.tree.map(function, leaf, *more) if is_average(leaf) else leaf
+
+    return jax.tree.map(of, rest, *others, is_leaf=is_average)
+
+
+def _without_start(once: jax.Array, twice: jax.Array) -> jax.Array:
+    """The running average of which nothing is its start, from 0 and from there once more.
+
+    A part of each start is left, the same for all entries, whatever the momentum.
+    """
+    size = jnp.sum(jnp.abs(once))
+    left = jnp.where(size > 0, jnp.sum(jnp.abs(twice - once)) / size, 0)
+    return once / (1 - left)

@@ -1,10 +1,13 @@
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from experiments import data, run
-from experiments.phases import PruneLayers, PrunePattern, Recalibrate, Reconstruct
+from experiments.phases import Network, PruneLayers, PrunePattern, Recalibrate, Reconstruct
 from experiments.room import Room
 from tests.experiments.phases.patterns import HIDDEN, check_pattern
 
@@ -30,6 +33,24 @@ def test_layers_are_pruned_by_what_they_see(after_dense, trained):
     check_pattern(network.weights["fc1"]["kernel"][...], 1, 4, False)
     assert bool(jnp.all(network.mask["fc3"]["kernel"][...]))  # dense, but still counted
     assert one_shot["accuracy"] < result["accuracy"] > trained[1]["accuracy"] - 0.1
+
+
+@pytest.mark.parametrize("momentum", [0.9, 0.5])
+def test_recalibration_leaves_nothing_of_the_old_averages(momentum):
+    norm = nnx.BatchNorm(3, momentum=momentum, rngs=nnx.Rngs(0))
+    graph, weights, rest = nnx.split(norm, nnx.Param, ...)
+    rest = jax.tree.map(lambda average: average + 1000, rest)
+    images = 5 + jax.random.normal(jax.random.key(0), (64, 3))
+
+    def run(weights, rest, inputs, train):
+        model = nnx.merge(graph, weights, rest, copy=True)
+        return model(inputs, use_running_average=not train), nnx.state(model, nnx.BatchStat)
+
+    room = SimpleNamespace(run=run, calibration=lambda *_: [images])
+    network = Network(weights, rest, jax.tree.map(lambda _: None, weights))
+    found = Recalibrate(passes=1).apply(network, 0.0, room).rest
+    np.testing.assert_allclose(found["mean"][...], images.mean(0), rtol=1e-4)
+    np.testing.assert_allclose(found["var"][...], images.var(0), rtol=1e-4)
 
 
 @pytest.mark.slow
