@@ -25,8 +25,8 @@ class Compress(Dense):
     """Training drawn by ADMM towards the nearest network of `budget` bytes, pruned and quantized.
 
     The budget is of kept weights alone: their bits, and `place_bits` for where each one is. In
-    `projections` of the phase, evenly spaced, the nearest network is found anew. The pull grows
-    geometrically from `strength` to `final_strength`.
+    `projections` steps of the phase at most, evenly spaced, the nearest network is found anew. The
+    pull grows geometrically from `strength` to `final_strength`.
     """
 
     budget: int = 5_000
@@ -49,7 +49,7 @@ class Compress(Dense):
         growth = self.final_strength / self.strength
         strength = optax.exponential_decay(self.strength, max(steps, 1), growth)
         project = lambda weights: self._compressed(weights)[0]
-        every = max(steps // self.projections, 1)
+        every = max(-(-steps // self.projections), 1)
         pull = jp.add_admm(project, strength, every=every, where=KERNELS)
         return optax.chain(pull, super().links(network, sparsity, steps, room))
 

@@ -47,6 +47,15 @@ def test_a_network_of_600_bytes(after_dense, tmp_path):
     chex.assert_trees_all_close(read.weights, network.weights, rtol=1e-6)
 
 
+@pytest.mark.parametrize(("steps", "every"), [(3, 1), (5, 1), (9, 2), (10, 2), (11, 3)])
+def test_the_projections_are_the_most_there_are(monkeypatch, steps, every):
+    given = {}
+    monkeypatch.setattr(jp, "add_admm", lambda *_, **how: given.update(how) or optax.identity())
+    COMPRESS.links(initial(), 0.9, steps, None)
+    assert given["every"] == every
+    assert len(range(0, steps, every)) <= COMPRESS.projections
+
+
 @pytest.mark.slow
 def test_one_after_the_other_and_quantization_alone(after_dense):
     _, network = after_dense("after", PruneMagnitudes(), QUANTIZED)
