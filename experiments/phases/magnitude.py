@@ -55,30 +55,20 @@ class Rewind(OneShot):
 
 
 @dataclasses.dataclass(frozen=True)
-class PruneGradually(Dense):
-    """Training while the smallest weights go, more and more of them (Zhu and Gupta, 2017).
+class _Pruning(Dense):
+    """Training while the smallest weights go, as `schedule` says.
 
-    The mask is chosen anew every so many steps, by the `score` and `scope` of `keep_sparse`; what
-    it prunes is zero and stays so, or with `straight_through` lives on behind the mask. Fractions
-    are of the phase's steps.
+    What is pruned is chosen by the `score` and `scope` of `keep_sparse`; it is zero and stays so
+    while its mask stands, or with `straight_through` lives on behind the mask.
     """
 
-    dense_until: float = 0.16
-    reach_sparsity_at: float = 0.60
-    every: int = 10
     score: str = "magnitude"
     scope: str = "global"
     straight_through: bool = False
-    name: str = "gradual"
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_counts(self, "every")
-        check_fractions(self, "dense_until", "reach_sparsity_at")
 
     def schedule(self, sparsity: float, steps: int) -> tuple[optax.Schedule, int]:
         """The sparsity over the steps, and how many of them a mask stands."""
-        return rising(sparsity, self.dense_until, self.reach_sparsity_at, steps), self.every
+        raise NotImplementedError
 
     def links(self, network, sparsity, steps, room):
         """As for dense training, with the largest scores kept."""
@@ -101,11 +91,36 @@ class PruneGradually(Dense):
 
 
 @dataclasses.dataclass(frozen=True)
-class PruneAlternately(PruneGradually):
+class PruneGradually(_Pruning):
+    """Training while the smallest weights go, more and more of them (Zhu and Gupta, 2017).
+
+    The mask is chosen anew every so many steps, by the `score` and `scope` of `keep_sparse`; what
+    it prunes is zero and stays so, or with `straight_through` lives on behind the mask. Fractions
+    are of the phase's steps.
+    """
+
+    dense_until: float = 0.16
+    reach_sparsity_at: float = 0.60
+    every: int = 10
+    name: str = "gradual"
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_counts(self, "every")
+        check_fractions(self, "dense_until", "reach_sparsity_at")
+
+    def schedule(self, sparsity, steps):
+        """Rising sparsity, and `every`."""
+        return rising(sparsity, self.dense_until, self.reach_sparsity_at, steps), self.every
+
+
+@dataclasses.dataclass(frozen=True)
+class PruneAlternately(_Pruning):
     """Dense and sparse training by turns (AC/DC, Peste et al., 2021).
 
     Dense at first, then a turn sparse, a turn dense, and so on, sparse in the end. Each sparse turn
-    chooses its mask anew. Fractions are of the phase's steps.
+    chooses its mask anew, by the `score` and `scope` of `keep_sparse`; with `straight_through` what
+    it prunes lives on behind the mask. Fractions are of the phase's steps.
     """
 
     dense_until: float = 0.1
@@ -115,7 +130,7 @@ class PruneAlternately(PruneGradually):
 
     def __post_init__(self):
         super().__post_init__()
-        check_fractions(self, "sparse_from")
+        check_fractions(self, "dense_until", "sparse_from")
         check_fractions_above_0(self, "turn")
 
     def schedule(self, sparsity, steps):

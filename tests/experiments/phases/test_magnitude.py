@@ -47,6 +47,12 @@ def test_dense_and_sparse_turns(tmp_path):
     assert result["accuracy"] > 0.6 and result["problems"] == []
 
 
+@pytest.mark.parametrize("setting", ["every", "reach_sparsity_at"])
+def test_turns_have_no_settings_of_the_gradual_way(setting):
+    with pytest.raises(TypeError, match=setting):
+        PruneAlternately(epochs=5, **{setting: 1})
+
+
 def test_rounds_go_back_to_early_weights_under_their_masks(tmp_path):
     early, rounds = Dense(epochs=1, batch=64), Dense(epochs=2, batch=64)
     phases = (early, rounds, PruneMagnitudes(part=0.5), Rewind(), FINE_TUNE, PruneMagnitudes())

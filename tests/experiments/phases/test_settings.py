@@ -44,7 +44,7 @@ WRONG = {
     phases.LearnPattern: [{"learning_rate": -1}, {"prior": -1}, {"final_temperature": 0}],
     phases.PruneMagnitudes: [{"part": 0}, {"part": 2}],
     phases.PruneGradually: [{"dense_until": -1}, {"reach_sparsity_at": 5}, {"every": 0}],
-    phases.PruneAlternately: [{"sparse_from": 2}, {"turn": 0}, {"every": 0}],
+    phases.PruneAlternately: [{"dense_until": -1}, {"sparse_from": 2}, {"turn": 0}],
     phases.TrainPattern: [{"every": 0}, {"pruned_decay": -1}, {"learning_rate": -1}],
     phases.Regrow: [{"by": "magic"}, {"fraction": 2}, {"every": 0}, {"until": 2}],
     phases.PruneAtStart: [{"records": 0}, {"temperature": 0}, {"seed": -1}],
