@@ -153,7 +153,7 @@ def reset_thresholds(
 def _part(density: float, size: int) -> chex.Numeric:
     """The largest count that isn't more than this part of so many; of a traced part the product."""
     product = density * size
-    return math.floor(product * _ROUNDED) if checks.known(product) else product
+    return float(math.floor(product * _ROUNDED)) if checks.known(product) else product
 
 
 def _check(params: chex.ArrayTree, thresholds: chex.ArrayTree) -> None:
