@@ -13,7 +13,6 @@ variance. With `--layer=fc1/kernel` instead a table of the error of this layer a
 first one and multiplies the flattened inputs.
 """
 
-import argparse
 import json
 import time
 from collections.abc import Sequence
@@ -28,7 +27,7 @@ from benchmarks import timing
 from experiments import data, outcomes
 from experiments.phases import Network
 from experiments.room import Room, initial_network
-from experiments.usage import UsageError, exit_with_one_line
+from experiments.usage import Parser, UsageError, exit_with_one_line
 
 METHODS = ("magnitude", "wanda", "sparsegpt", "admm")
 
@@ -53,6 +52,15 @@ def target_of(name: str) -> float | jp.NM:
         raise UsageError(
             f"--targets: {name!r} is no target such as 90%, 2:4 or 2:4 transposable"
         ) from error
+
+
+def check_batch(batch: int, records: int) -> None:
+    """Raises a UsageError unless there are records for a batch."""
+    if not 1 <= batch <= records:
+        raise UsageError(
+            f"--batch: {batch} must be at least 1 and at most the {records} training records "
+            "that methods see"
+        )
 
 
 def pruned(apply, weights, target, where, batches, shown) -> dict[str, tuple]:
@@ -164,7 +172,7 @@ def _target(pattern: dict[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prints the tables of a trained network."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = Parser(__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("--where", default="kernel")
     parser.add_argument("--layer")
@@ -177,8 +185,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     targets = given.targets.split(",")
     for target in targets:
         target_of(target)  # raises before anything is read
+    check_batch(given.batch, given.records)
     paths = {"data_dir": given.data_dir, "cache_dir": given.cache_dir}
     trained = load(given.run, **{k: path for k, path in paths.items() if path})
+    check_batch(given.batch, min(given.records, trained.room.train.count))
     batches = trained.room.calibration(given.records, given.batch)
     print(timing.machine())
     if given.layer:

@@ -40,6 +40,20 @@ def test_a_target_that_is_none_is_a_usage_error(name):
         one_shot.target_of(name)
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--records=100", "--batch=250"], "250 must be at least 1 and at most the 100 training"),
+        (["--batch=0"], "0 must be at least 1"),
+        (["--batches=50"], "unrecognized arguments: --batches=50"),
+        (["--batch=many"], "invalid int value: 'many'"),
+    ],
+)
+def test_wrong_flags_are_one_line(tmp_path, flags, message):
+    with pytest.raises(UsageError, match=message):
+        one_shot.main([str(tmp_path), *flags])
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("relaxed_promotion")
 def test_a_row_for_each_method_and_for_learned_patterns(tmp_path, monkeypatch, capsys):
