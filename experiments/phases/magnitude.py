@@ -1,7 +1,10 @@
 """Pruning of the smallest weights of the whole network: at one stroke, or while it trains."""
 
 import dataclasses
+from typing import ClassVar
 
+import jax
+import jax.numpy as jnp
 import optax
 
 import jaxprune as jp
@@ -16,6 +19,8 @@ from experiments.phases.base import (
     rising,
 )
 from experiments.phases.dense import Dense
+
+_ROUNDING = 1e-6  # of a schedule in float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,11 +65,26 @@ class _Pruning(Dense):
 
     What is pruned is chosen by the `score` and `scope` of `keep_sparse`; it is zero and stays so
     while its mask stands, or with `straight_through` lives on behind the mask.
+
+    Raises:
+        ValueError: before the first step, if no mask is chosen once the sparsity is reached.
     """
 
     score: str = "magnitude"
     scope: str = "global"
     straight_through: bool = False
+
+    sooner: ClassVar[str]  # which settings bring the sparsity forward
+
+    def _check_last_choice(self, schedule, every, sparsity, steps):
+        last = (max(steps, 1) - 1) // every * every
+        with jax.ensure_compile_time_eval():
+            found = float(schedule(jnp.int32(last)))
+        if abs(found - sparsity) > _ROUNDING:
+            raise ValueError(
+                f"the last of {steps} steps to choose a mask is step {last}, at a sparsity of "
+                f"{found:.6g}, not {sparsity:g}: lower {self.sooner}, or train for longer"
+            )
 
     def schedule(self, sparsity: float, steps: int) -> tuple[optax.Schedule, int]:
         """The sparsity over the steps, and how many of them a mask stands."""
@@ -73,6 +93,7 @@ class _Pruning(Dense):
     def links(self, network, sparsity, steps, room):
         """As for dense training, with the largest scores kept."""
         schedule, every = self.schedule(sparsity, steps)
+        self._check_last_choice(schedule, every, sparsity, steps)
         keep = jp.keep_sparse(
             schedule, score=self.score, scope=self.scope, every=every, where=KERNELS
         )
@@ -104,6 +125,8 @@ class PruneGradually(_Pruning):
     every: int = 10
     name: str = "gradual"
 
+    sooner = "every or reach_sparsity_at"
+
     def __post_init__(self):
         super().__post_init__()
         check_counts(self, "every")
@@ -127,6 +150,8 @@ class PruneAlternately(_Pruning):
     sparse_from: float = 0.75
     turn: float = 0.05
     name: str = "alternate"
+
+    sooner = "sparse_from or turn"
 
     def __post_init__(self):
         super().__post_init__()

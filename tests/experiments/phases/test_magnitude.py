@@ -47,6 +47,21 @@ def test_dense_and_sparse_turns(tmp_path):
     assert result["accuracy"] > 0.6 and result["problems"] == []
 
 
+@pytest.mark.parametrize(
+    ("phase", "hint"),
+    [
+        (PruneGradually(epochs=1, batch=64), "0, not 0.9: lower every or reach_sparsity_at"),
+        (PruneGradually(epochs=4, batch=64, reach_sparsity_at=1.0, every=1), "lower every"),
+        (PruneGradually(epochs=10, batch=64, every=100), "lower every"),
+        (PruneAlternately(epochs=11, batch=64, sparse_from=1.0), "lower sparse_from or turn"),
+    ],
+)
+def test_masks_that_would_be_chosen_too_early_are_refused(phase, hint, tmp_path):
+    with pytest.raises(UsageError, match=hint):
+        run_phases(tmp_path, phase, limit=512)
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("setting", ["every", "reach_sparsity_at"])
 def test_turns_have_no_settings_of_the_gradual_way(setting):
     with pytest.raises(TypeError, match=setting):
