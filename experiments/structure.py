@@ -4,12 +4,14 @@ A unit (an input pixel, a channel, a hidden unit) is alive if a kept weight lead
 one from it. Layers are in the order of the mask's leaves; their kernels are (..., inputs, outputs).
 """
 
+import itertools
 import math
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
 
+from experiments.checkpoints import leaf_name
 from experiments.devices import on_host
 
 Tree: TypeAlias = Any
@@ -45,6 +47,18 @@ def of(model: str, image_shape: tuple[int, int, int], mask: Tree) -> Structure |
     macs = sum(map(math.prod, zip(windows, inputs, outputs, strict=True)))
     before = sum(w * math.prod(k.shape[-2:]) for w, k in zip(windows, kernels, strict=True))
     return Structure(tuple(inputs), macs, before)
+
+
+def check_chain(mask: Tree) -> None:
+    """Raises a ValueError unless each layer can take what the one before it gives."""
+    leaves = jax.tree_util.tree_leaves_with_path(mask)
+    for (path, kernel), (path_after, after) in itertools.pairwise(leaves):
+        outputs, inputs = kernel.shape[-1], after.shape[-2]
+        if inputs % outputs:
+            raise ValueError(
+                f"chain=True needs a chain of layers, and {leaf_name(path_after)} of {inputs} "
+                f"inputs can't follow {leaf_name(path)} of {outputs} outputs: set chain=False"
+            )
 
 
 def without_dead_units(mask: Tree) -> Tree:

@@ -88,6 +88,11 @@ class Threshold(OneShot):
         check_choice("rule", self.rule, ("std", "trimming_point", "absolute"))
         check_not_negative(self, "value")
 
+    def check(self, network: Network, sparsity: float, room) -> None:
+        """Raises an error for a chain that is none."""
+        if self.chain:
+            structure.check_chain(network.mask)
+
     def apply(self, network: Network, sparsity: float, room) -> Network:
         """The network with the mask of what reaches the threshold."""
         of_leaf = {

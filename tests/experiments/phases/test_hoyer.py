@@ -1,5 +1,6 @@
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -48,6 +49,16 @@ def test_threshold_prunes_what_is_small(network, threshold, expected):
     pruned = threshold.apply(network, 0.9, None)
     for weight, keep in zip(*map(jax.tree.leaves, (network.weights, pruned.mask)), strict=True):
         np.testing.assert_array_equal(keep, expected(np.asarray(weight)))
+
+
+def test_a_chain_of_layers_has_to_be_one(network):
+    Threshold(0.5, chain=True).check(network, 0.9, None)
+    branched = network._replace(
+        mask={name: {"kernel": jnp.ones((5, 3), bool)} for name in ("main", "shortcut")}
+    )
+    Threshold(0.5).check(branched, 0.9, None)
+    with pytest.raises(ValueError, match="shortcut/kernel of 5 inputs can't follow main/kernel of"):
+        Threshold(0.5, chain=True).check(branched, 0.9, None)
 
 
 @pytest.mark.parametrize(
