@@ -90,7 +90,7 @@ def relaxed_bernoulli(
     P(m > 1/2) = s at any temperature; as it falls, m approaches 0 or 1. The gradient
     m (1 - m) (1/(s+e) + 1/(1-s+e)) / temperature is finite everywhere, and at temperatures up to
     1.5 exactly 0 at s = 1. Start no higher than at 1, as the paper does: above, the gradient at 0
-    and 1 grows like e^(1/temperature - 1), to 1e10 at 2.
+    and 1 grows like e^(1/temperature - 1), at 2 to more than 1e12 among a million entries.
 
     Args:
       key: one `jax.random.key`.
